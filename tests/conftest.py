@@ -1,0 +1,43 @@
+"""Markers, and fixtures that more than one test file uses."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--run-slow", action="store_true", help="also run tests marked slow or crash")
+    parser.addoption("--need-gpu", action="store_true", help="fail instead of skipping where no GPU is found")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    run_slow = config.getoption("--run-slow")
+    for item in items:
+        if not run_slow and (item.get_closest_marker("slow") or item.get_closest_marker("crash")):
+            item.add_marker(pytest.mark.skip(reason="slow: run with --run-slow"))
+
+
+@pytest.fixture(autouse=True)
+def _gpu(request: pytest.FixtureRequest) -> None:
+    """Skip a test marked gpu where there is none, unless the run says there must be one."""
+    if request.node.get_closest_marker("gpu") is None:
+        return
+    import torch
+
+    if not torch.cuda.is_available():
+        if request.config.getoption("--need-gpu"):
+            pytest.fail("--need-gpu was given, and torch finds no GPU")
+        pytest.skip("no GPU on this machine")
+
+
+@pytest.fixture(scope="session")
+def assets() -> Path:
+    """Real and hostile videos, kept beside the checkout; tests that need them skip without them."""
+    folder = SHARED / "assets"
+    if not folder.is_dir():
+        pytest.skip(f"real videos not found at {folder}")
+    return folder
