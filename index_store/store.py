@@ -1,0 +1,530 @@
+"""The store: one directory of videos' features, written by one process and read by any number.
+
+A commit writes a shard under a temporary name, makes it durable, gives it its name, and then makes it real with one
+catalog transaction. Killed anywhere in between, the store is as before or as after; the next writer removes the rest.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import NamedTuple, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from index_store.atomic import remove, replacing, sync
+from index_store.catalog import Catalog, GenerationRecord, IndexManifestFields, RowLocation, ShardRecord
+from index_store.errors import DamageError, FingerprintError, StoreError, from_os_error
+from index_store.features import (
+    RESTORE_ADVICE,
+    Array,
+    FeatureReader,
+    ReadPlan,
+    dataset_specs,
+    plan_reads,
+    record_checksum,
+    write_shard,
+)
+from index_store.layout import Layout, generation_name, is_generation, is_shard, is_temporary, shard_name
+from index_store.lock import writer_lock
+from index_store.records import SEARCHABLE, ShapeError, VideoOutcome, VideoRecord, VideoStatus
+from index_store.settings import StoreSettings, has_store_section, read_settings, write_settings
+
+NUM_GENERATIONS_KEPT = 2
+"""The newest, and the one that a reader of an older snapshot may be about to open."""
+
+_POOLED_BLOCK_BYTES = 64 << 20
+_MAX_LOCATED = 1 << 17
+"""About 30 MB; looking up an id takes as long as copying 20 KB of its tokens."""
+
+
+@dataclass(frozen=True, slots=True)
+class StoreSize:
+    """Bytes on disk, by part."""
+
+    shards: int
+    index: int
+    catalog: int
+
+    @property
+    def total(self) -> int:
+        """Bytes of the store without its runs."""
+        return self.shards + self.index + self.catalog
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TokenBatch:
+    """The tokens of n videos. F frames, P tokens a frame, D width; masked frames are zero."""
+
+    tokens: Array
+    """float16 or int8 [n, F, P, D], raw, in the joint space."""
+    scales: NDArray[np.float32] | None
+    """float32 [n, F, P] when tokens are int8: token = int8 value x scale; None for float16."""
+    frame_mask: NDArray[np.bool_]
+    """bool [n, F], True = real frame."""
+    timestamps_seconds: NDArray[np.float64]
+    """float64 [n, F] from the start of the video; 0 where masked."""
+
+    def __repr__(self) -> str:
+        """Shape and dtype, not the numbers."""
+        return f"TokenBatch(tokens={self.tokens.dtype}{list(self.tokens.shape)})"
+
+
+class FrameEmbeddingBatch(NamedTuple):
+    """The frame embeddings of n videos."""
+
+    embeddings: NDArray[np.float16]
+    """float16 [n, F, D], raw; 0 where masked."""
+    frame_mask: NDArray[np.bool_]
+    """bool [n, F], True = real frame."""
+    timestamps_seconds: NDArray[np.float64]
+    """float64 [n, F]; 0 where masked."""
+
+
+class Store:
+    """A store directory with its pinned settings. Holds nothing open: cheap, and safe to send to another process."""
+
+    def __init__(self, directory: Path, settings: StoreSettings) -> None:
+        self.directory = directory
+        self.settings = settings
+        self.fingerprint = settings.fingerprint
+        self._layout = Layout(directory)
+
+    def __repr__(self) -> str:
+        """The directory and the start of the fingerprint."""
+        return f"Store({str(self.directory)!r}, {self.fingerprint[:12]})"
+
+    @classmethod
+    def create(cls, directory: Path, settings: StoreSettings) -> Store:
+        """Make an empty store in a directory that is absent or empty.
+
+        Only a ``tbpipe.toml`` without ``[store]`` may be there; what it says is kept.
+        The store exists once its settings are pinned: killed before that, ``create`` simply works again.
+        Raises StoreError when something else is in the directory.
+        """
+        layout = Layout(directory.absolute())
+        try:
+            layout.directory.mkdir(parents=True, exist_ok=True)
+            _require_vacant(layout)
+            with writer_lock(layout.lock_path):
+                _require_vacant(layout)
+                _fill(layout, settings)
+        except OSError as error:
+            raise from_os_error(error, layout.directory) from error
+        return cls(layout.directory, settings)
+
+    @classmethod
+    def open(cls, directory: Path) -> Store:
+        """Open the store in ``directory``.
+
+        Raises StoreMissingError where there is none, StoreError for another format version, FingerprintError when its
+        pinned settings were edited.
+        """
+        layout = Layout(directory.absolute())
+        return cls(layout.directory, read_settings(layout.settings_path))
+
+    @contextlib.contextmanager
+    def writer(self, lock_timeout_seconds: float = 0.0) -> Iterator[StoreWriter]:
+        """Write to the store, alone; waits up to ``lock_timeout_seconds`` for another writer to end.
+
+        Removes first what a killed writer never committed. Raises StoreLockedError, NotWritableError.
+        """
+        with writer_lock(self._layout.lock_path, lock_timeout_seconds):
+            catalog = Catalog.open_for_writing(self._layout, self.fingerprint)
+            try:
+                writer = StoreWriter(self._layout, self.settings, catalog)
+                writer.remove_uncommitted()
+                yield writer
+            finally:
+                catalog.close()
+
+    @contextlib.contextmanager
+    def snapshot(self) -> Iterator[Snapshot]:
+        """The store as it is now, whatever is committed meanwhile."""
+        catalog = Catalog.open_snapshot(self._layout, self.fingerprint)
+        snapshot = Snapshot(self._layout, self.settings, catalog)
+        try:
+            yield snapshot
+        finally:
+            snapshot.close()
+
+
+def _require_vacant(layout: Layout) -> None:
+    """Raise StoreError unless a store may be made here: nothing is lost if everything of ours is replaced."""
+    if has_store_section(layout.settings_path):
+        raise StoreError(f"{layout.directory} is a store already; open it, or name another directory")
+    parts = (layout.shards_directory, layout.index_directory, layout.runs_directory)
+    ours = {layout.settings_path, layout.lock_path, layout.catalog_path, *layout.catalog_journal_paths, *parts}
+    for path in sorted(layout.directory.iterdir()):
+        if path not in ours and not is_temporary(path):
+            raise StoreError(f"{layout.directory} is not empty ({path.name} is there); name an empty or new directory")
+    for part in parts:
+        if part.is_dir() and any(part.iterdir()):
+            raise StoreError(
+                f"{layout.directory} has {part.name}/ but no [store] in {layout.settings_path.name}; "
+                "restore that file from a copy, or name another directory"
+            )
+
+
+def _fill(layout: Layout, settings: StoreSettings) -> None:
+    """Make the parts of an empty store, durably; the settings come last because they make it exist."""
+    for path in (layout.catalog_path, *layout.catalog_journal_paths):
+        remove(path)
+    for part in (layout.shards_directory, layout.index_directory, layout.runs_directory):
+        part.mkdir(exist_ok=True)
+    Catalog.create(layout, settings.fingerprint)
+    sync(layout.directory)
+    sync(layout.directory.parent)
+    write_settings(layout.settings_path, settings)
+
+
+class StoreWriter:
+    """The one writer of a store; made by ``Store.writer``."""
+
+    def __init__(self, layout: Layout, settings: StoreSettings, catalog: Catalog) -> None:
+        self._layout = layout
+        self._settings = settings
+        self._catalog = catalog
+
+    def commit(self, outcomes: Sequence[VideoOutcome]) -> None:
+        """Make these outcomes real, all or none; features become the rows of one new shard, in the given order.
+
+        A key that is known keeps its id and loses its old features. ``same_content_as`` takes over the features and
+        what was found out (status, reason, duration, decoder) of that content. A quarantined outcome counts an attempt,
+        any other sets the count to 0. Raises StoreError (nothing changed) for outcomes that contradict themselves,
+        NoSpaceError, NotWritableError.
+        """
+        if not outcomes:
+            return
+        originals = self._originals(outcomes)
+        features = [outcome.features for outcome in outcomes if outcome.features is not None]
+        shard_id = self._catalog.next_shard_id()
+        path = self._layout.shard_path(shard_name(shard_id))
+        with self._removed_on_failure(path):
+            info = None
+            if features:
+                with replacing(path) as temporary:
+                    info = write_shard(temporary, self._settings, features)
+            with self._catalog.transaction():
+                if info is not None:
+                    self._catalog.add_shard(info.record(shard_id, path.name, self._settings.fingerprint))
+                for placed in _place(outcomes, originals, shard_id, info.checksums if info else ()):
+                    self._catalog.put_video(placed.outcome, placed.location, placed.checksum)
+                self._catalog.count_commit()
+
+    def requeue(self, keys: Sequence[str] | None) -> int:
+        """Let the next extract try quarantined videos again: all, or those with these keys. Returns how many.
+
+        They stay quarantined, with their attempts, but what their files looked like is forgotten (size and mtime -1,
+        inode 0, no content hash), so that a scan takes them for changed.
+        """
+        with self._catalog.transaction():
+            return self._catalog.requeue(keys)
+
+    def touch(self, records: Iterable[VideoRecord]) -> None:
+        """Note new path, size, mtime and inode of files whose content is unchanged (moved or re-dated).
+
+        Raises StoreError for an id that was never given; then nothing is changed.
+        """
+        with self._catalog.transaction():
+            for record in records:
+                self._catalog.touch(record)
+
+    def publish_index(self, build: Callable[[Path], IndexManifestFields]) -> int:
+        """Publish a new index generation, whole; returns its id.
+
+        ``build`` fills the empty directory that it is given and says what it built. Generations older than the one
+        before are removed. Raises FingerprintError for an index of other features, NoSpaceError, NotWritableError;
+        whatever ``build`` raises passes, and then nothing is published.
+        """
+        self.remove_uncommitted()  # a directory, unlike a file, cannot take the place of an abandoned one
+        generation_id = self._catalog.next_generation_id()
+        path = self._layout.generation_path(generation_name(generation_id))
+        with self._removed_on_failure(path):
+            with replacing(path) as temporary:
+                temporary.mkdir()
+                fields = build(temporary)
+                self._require_own(fields)
+            with self._catalog.transaction():
+                self._catalog.add_generation(generation_id, fields)
+                self._catalog.keep_generations(NUM_GENERATIONS_KEPT)
+        self.remove_uncommitted()
+        return generation_id
+
+    def remove_uncommitted(self) -> None:
+        """Remove what no catalog row names: unfinished files, shards and indexes of a killed or failed writer."""
+        known = self._catalog.file_names()
+        directories = (self._layout.directory, self._layout.shards_directory, self._layout.index_directory)
+        try:
+            for path in [path for directory in directories for path in sorted(directory.iterdir())]:
+                if is_temporary(path) or ((is_shard(path) or is_generation(path)) and path.name not in known):
+                    remove(path)
+        except OSError as error:
+            raise from_os_error(error, self._layout.directory) from error
+
+    def _originals(self, outcomes: Sequence[VideoOutcome]) -> dict[str, VideoRecord]:
+        """The stored videos whose features are to be shared, by content. Raises StoreError for impossible outcomes."""
+        originals: dict[str, VideoRecord] = {}
+        new: set[str] = set()
+        for outcome in outcomes:
+            _require_sound(outcome)
+            content = outcome.same_content_as
+            if outcome.features is not None:
+                new.add(outcome.content_hash)
+            elif content and content not in new and content not in originals:
+                record = self._catalog.by_content(content)
+                if record is None:
+                    raise StoreError(f"{outcome.file.key!r} shares content {content}, which is not stored; extract it")
+                originals[content] = record
+        return originals
+
+    def _require_own(self, fields: IndexManifestFields) -> None:
+        if fields.fingerprint != self._settings.fingerprint:
+            raise FingerprintError(
+                f"the index was built from features with fingerprint {fields.fingerprint}, "
+                f"{self._layout.directory} has {self._settings.fingerprint}; build it from this store"
+            )
+
+    @contextlib.contextmanager
+    def _removed_on_failure(self, path: Path) -> Iterator[None]:
+        """Remove the file or directory ``path`` if the block fails before the catalog names it."""
+        try:
+            yield
+        except BaseException as error:
+            # Whatever cannot be removed now, the next writer removes. The first error is the one to report.
+            with contextlib.suppress(OSError, StoreError):
+                if path.exists() and self._catalog.settle() and path.name not in self._catalog.file_names():
+                    remove(path)
+            if isinstance(error, OSError):
+                raise from_os_error(error, path) from error
+            raise
+
+
+@dataclass(frozen=True, slots=True)
+class _Placed:
+    """An outcome with the place of its features."""
+
+    outcome: VideoOutcome
+    location: RowLocation | None
+    checksum: str
+
+
+def _place(
+    outcomes: Sequence[VideoOutcome], originals: dict[str, VideoRecord], shard_id: int, checksums: Sequence[str]
+) -> Iterator[_Placed]:
+    """Every outcome with its place: a row of the new shard, the row of the content that it shares, or none."""
+    new: dict[str, _Placed] = {}
+    row = 0
+    for outcome in outcomes:
+        if outcome.features is not None:
+            placed = new[outcome.content_hash] = _Placed(outcome, RowLocation(shard_id, row), checksums[row])
+            row += 1
+        elif not outcome.same_content_as:
+            placed = _Placed(outcome, None, "")
+        elif outcome.same_content_as in new:
+            original = new[outcome.same_content_as]
+            placed = _Placed(_share(outcome, original.outcome), original.location, original.checksum)
+        else:
+            record = originals[outcome.same_content_as]
+            assert record.shard is not None  # by_content gives no other
+            assert record.row is not None
+            placed = _Placed(_share(outcome, record), RowLocation(record.shard, record.row), record.checksum)
+        yield placed
+
+
+def _share(outcome: VideoOutcome, original: VideoOutcome | VideoRecord) -> VideoOutcome:
+    """``outcome`` with everything that was found out about the same content before."""
+    return replace(
+        outcome,
+        status=original.status,
+        content_hash=original.content_hash,
+        duration_seconds=original.duration_seconds,
+        decoder=original.decoder,
+        decoder_note=original.decoder_note,
+        reason_code=original.reason_code,
+        reason_detail=original.reason_detail,
+    )
+
+
+def _require_sound(outcome: VideoOutcome) -> None:
+    """Raise StoreError for an outcome that says two things at once."""
+    key = outcome.file.key
+    num_sources = (outcome.features is not None) + bool(outcome.same_content_as)
+    if num_sources != (1 if outcome.status in SEARCHABLE else 0):
+        raise StoreError(f"{key!r} is {outcome.status} with {num_sources} sources of features; nothing was committed")
+    if outcome.features is not None and not outcome.content_hash:
+        raise StoreError(f"{key!r} has features but no content hash; nothing was committed")
+    try:
+        key.encode()
+    except UnicodeEncodeError as error:
+        raise StoreError(f"key {key!r} is not text; escape the bytes that are not UTF-8") from error
+
+
+class Snapshot:
+    """A store as it was at one commit; made by ``Store.snapshot``."""
+
+    def __init__(self, layout: Layout, settings: StoreSettings, catalog: Catalog) -> None:
+        self.settings = settings
+        self._layout = layout
+        self._catalog = catalog
+        self._specs = {spec.name: spec for spec in dataset_specs(settings)}
+        self._reader = FeatureReader(layout, catalog.shard)
+        self._located: dict[int, tuple[int, int]] = {}
+
+    def close(self) -> None:
+        """Close the catalog and every shard."""
+        self._reader.close()
+        self._catalog.close()
+
+    # -- what is there ------------------------------------------------------------------------------------------------
+
+    @property
+    def commit_number(self) -> int:
+        """How many commits there were; an index of the same number holds the same videos."""
+        return self._catalog.commit_number
+
+    def counts(self) -> dict[VideoStatus, int]:
+        """Videos in every status."""
+        return self._catalog.counts()
+
+    @property
+    def num_searchable(self) -> int:
+        """Videos that have features."""
+        counts = self.counts()
+        return sum(counts[status] for status in SEARCHABLE)
+
+    def videos(self, statuses: Iterable[VideoStatus] | None = None) -> Iterator[VideoRecord]:
+        """Videos by id: all, or those in these states."""
+        return self._catalog.videos(get_args(VideoStatus) if statuses is None else tuple(statuses))
+
+    def by_key(self, key: str) -> VideoRecord | None:
+        """The video that users call ``key``."""
+        return self._catalog.by_key(key)
+
+    def by_path(self, path: Path) -> VideoRecord | None:
+        """The first video that was last seen at ``path``."""
+        return self._catalog.by_path(path)
+
+    def by_content(self, content_hash: str) -> VideoRecord | None:
+        """The first video that has features and this content."""
+        return self._catalog.by_content(content_hash)
+
+    def by_ids(self, ids: Sequence[int]) -> list[VideoRecord]:
+        """The videos with these ids, in this order. Raises StoreError for an id that was never given."""
+        return self._catalog.by_ids(ids)
+
+    def hashes_of_size(self, size_bytes: int) -> list[str]:
+        """Distinct content hashes of the videos that have features and this file size, sorted."""
+        return self._catalog.hashes_of_size(size_bytes)
+
+    def shards(self) -> list[ShardRecord]:
+        """Every shard, by id."""
+        return self._catalog.shards()
+
+    def generations(self) -> list[GenerationRecord]:
+        """The index generations that are kept, oldest first."""
+        return self._catalog.generations()
+
+    def generation(self) -> GenerationRecord | None:
+        """The newest index generation."""
+        generations = self.generations()
+        return generations[-1] if generations else None
+
+    def size_bytes(self) -> StoreSize:
+        """Bytes on disk, by part."""
+        catalog_paths = (self._layout.catalog_path, *self._layout.catalog_journal_paths)
+        return StoreSize(
+            shards=sum(map(_size_bytes, self._layout.shards_directory.iterdir())),
+            index=sum(map(_size_bytes, self._layout.index_directory.iterdir())),
+            catalog=sum(map(_size_bytes, catalog_paths)),
+        )
+
+    # -- features -----------------------------------------------------------------------------------------------------
+
+    def read_tokens(self, ids: Sequence[int], out: Array | None = None) -> TokenBatch:
+        """All tokens of these videos, in this order; ids may repeat.
+
+        Every video is read from disk once, and straight into ``out`` if that is given: C-contiguous, of the stored
+        dtype, [at least n, F, P, D]; then ``tokens`` is a view of it. Raises StoreError for a video without features,
+        DamageError for a missing or short shard, ShapeError for a wrong ``out``.
+        """
+        plan = plan_reads(self._locate(ids))
+        tokens = self._empty("tokens", len(ids)) if out is None else self._checked_out(out, len(ids))
+        self._reader.read("tokens", plan, tokens)
+        scales = self._read("token_scales", plan) if "token_scales" in self._specs else None
+        return TokenBatch(tokens, scales, self._read("frame_mask", plan), self._read("timestamps_seconds", plan))
+
+    def read_frame_embeddings(self, ids: Sequence[int]) -> FrameEmbeddingBatch:
+        """The frame embeddings of these videos, in this order; ids may repeat. Errors as read_tokens."""
+        plan = plan_reads(self._locate(ids))
+        return FrameEmbeddingBatch(
+            self._read("frame_embeddings", plan), self._read("frame_mask", plan), self._read("timestamps_seconds", plan)
+        )
+
+    def read_pooled(
+        self, ids: Sequence[int] | None = None, block_bytes: int = _POOLED_BLOCK_BYTES
+    ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32]]]:
+        """Blocks of (ids int64 [m], pooled float32 [m, D]), each of at most ``block_bytes`` (or one row).
+
+        Of all videos that have features, by id; or of ``ids``, in their order. Errors as read_tokens.
+        """
+        num_rows = max(1, block_bytes // self._specs["pooled"].row_bytes)
+        if ids is None:
+            found = self._catalog.searchable_locations()
+            while block := list(itertools.islice(found, num_rows)):
+                plan = plan_reads([(shard, row) for _, shard, row in block])
+                yield np.array([video_id for video_id, _, _ in block], dtype=np.int64), self._read("pooled", plan)
+        else:
+            for start in range(0, len(ids), num_rows):
+                part = ids[start : start + num_rows]
+                yield np.array(part, dtype=np.int64), self._read("pooled", plan_reads(self._locate(part)))
+
+    def verify_record(self, video_id: int) -> None:
+        """Read everything of one video and raise DamageError unless it is what was committed."""
+        (record,) = self.by_ids([video_id])
+        plan = plan_reads(self._locate([video_id]))
+        found = record_checksum([self._read(name, plan) for name in self._specs])
+        if found != record.checksum:
+            raise DamageError(
+                f"features of {record.key} (id {video_id}) in shard {record.shard}, row {record.row} have checksum "
+                f"{found}, {record.checksum} was committed; {RESTORE_ADVICE}"
+            )
+
+    def _locate(self, ids: Sequence[int]) -> list[tuple[int, int]]:
+        """(shard, row) of every id; remembered, because a snapshot never changes and good candidates come again."""
+        located = self._located if len(self._located) <= _MAX_LOCATED else {}
+        unknown = [video_id for video_id in ids if video_id not in located]
+        located.update(zip(unknown, self._catalog.locations(unknown), strict=True))
+        self._located = located
+        return [located[video_id] for video_id in ids]
+
+    def _read(self, name: str, plan: ReadPlan) -> Array:
+        out = self._empty(name, plan.num_rows)
+        self._reader.read(name, plan, out)
+        return out
+
+    def _empty(self, name: str, num_rows: int) -> Array:
+        spec = self._specs[name]
+        return np.empty((num_rows, *spec.row_shape), dtype=spec.dtype)
+
+    def _checked_out(self, out: Array, num_rows: int) -> Array:
+        spec = self._specs["tokens"]
+        fits = out.ndim == 4 and len(out) >= num_rows and out.shape[1:] == spec.row_shape
+        if not fits or out.dtype != np.dtype(spec.dtype) or not out.flags.c_contiguous or not out.flags.writeable:
+            raise ShapeError(
+                f"out is {out.dtype}{list(out.shape)}, expected writeable C-contiguous {spec.dtype}[>={num_rows}, "
+                f"{', '.join(map(str, spec.row_shape))}]"
+            )
+        return out[:num_rows]
+
+
+def _size_bytes(path: Path) -> int:
+    """Bytes of a file, or of the files in a directory; 0 when it has just been removed."""
+    try:
+        return sum(map(_size_bytes, path.iterdir())) if path.is_dir() else path.stat().st_size
+    except FileNotFoundError:
+        return 0

@@ -1,0 +1,570 @@
+"""One index generation: a FAISS file, the video id of each of its rows, and a manifest that vouches for both.
+
+    index.faiss    the CPU form of the index, inner product; any FAISS reads it
+    ids.npy        int64 [n], the video id of row i
+    manifest.json  sizes and SHA-256 of both, fingerprint, factory, commit number
+
+A GPU copy is a cache made from the CPU form; it is never what is kept. The only file that imports faiss.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import hashlib
+import json
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from index_store.errors import ComponentMissingError, DamageError, FingerprintError, StoreError, UsageError
+from index_store.layout import FORMAT_VERSION
+from index_store.records import ShapeError, expect
+
+INDEX_FILE = "index.faiss"
+IDS_FILE = "ids.npy"
+MANIFEST_FILE = "manifest.json"
+
+EXACT_FACTORY = "Flat"
+"""The factory that stores the vectors as they are and compares a query with all of them."""
+
+_MARGIN = 8  # results fetched beyond k, so that a tie at the cut is seen in one pass
+_WIDEN = 4  # growth of the fetch while it is not certain that the top k are right
+_MAX_FETCHED = 1 << 22  # results of one wide fetch in memory: 50 MB
+_GPU_MAX_RESULTS = 2048  # FAISS on a GPU returns no more
+_TRAINING_BYTES = 1 << 30
+_TRAINING_PER_LIST = 256  # FAISS samples down to this many vectors for each inverted list
+_HASH_BYTES = 1 << 22
+# How far a score of a fetch may be from the score by which we order, for unit-length vectors. float32: both sums of D
+# products are within 1e-5 at any D in use. float16 on the GPU: each factor is off by at most 2^-11.
+_FLOAT32_ERROR = 1e-5
+_FLOAT16_ERROR = 1e-3
+
+VectorBlock = tuple[NDArray[np.int64], NDArray[np.float32]]
+"""Video ids int64 [m] and their vectors float32 [m, D]."""
+
+
+class SearchResult(NamedTuple):
+    """The best rows of each query, best first; equal scores are ordered by id."""
+
+    scores: NDArray[np.float32]
+    """float32 [T, k]; -inf where an approximate index found fewer than k."""
+    ids: NDArray[np.int64]
+    """int64 [T, k]; -1 there."""
+
+
+@dataclass(frozen=True, slots=True)
+class FileDigest:
+    """What a file must look like."""
+
+    size_bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class Recall:
+    """How much of the exact answer an approximate index gives, measured on vectors of its own."""
+
+    at: int
+    """k: of the k nearest vectors, the share that is among the k found."""
+    value: float
+    num_queries: int
+
+
+@dataclass(frozen=True, slots=True)
+class IndexManifest:
+    """The content of ``manifest.json``."""
+
+    format_version: int
+    fingerprint: str
+    """Of the store whose vectors these are."""
+    commit_number: int
+    """The commit of the store whose videos the index holds."""
+    factory: str
+    """What FAISS was asked to build."""
+    search_parameters: str
+    """FAISS parameter string such as ``nprobe=8``; empty when the factory has none."""
+    num_vectors: int
+    dim: int
+    recall: Recall | None
+    """None when the index is exact."""
+    index: FileDigest
+    ids: FileDigest
+
+    def to_json(self) -> str:
+        """JSON text with one field a line."""
+        return json.dumps(dataclasses.asdict(self), indent=1) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> IndexManifest:
+        """The manifest that ``to_json`` wrote; raises ValueError, TypeError or KeyError for anything else."""
+        fields = json.loads(text)
+        fields["index"], fields["ids"] = FileDigest(**fields["index"]), FileDigest(**fields["ids"])
+        fields["recall"] = None if fields["recall"] is None else Recall(**fields["recall"])
+        return cls(**fields)
+
+
+@functools.cache
+def _faiss() -> Any:
+    """The library, set up once.
+
+    FAISS 1.15.1 compares queries x D with this threshold before it uses BLAS for exact search: 100 queries over
+    200k x 512 cost 3.3 CPU s with its own 128,000 and 0.3 with 0; a single query costs the same.
+    """
+    try:
+        import faiss
+    except ImportError as error:
+        raise ComponentMissingError(
+            f"FAISS cannot be loaded ({error}): pip install faiss-cpu, or faiss-gpu on Linux"
+        ) from error
+    faiss.cvar.distance_compute_blas_threshold = 0
+    return faiss
+
+
+class VectorIndex:
+    """Vectors of videos, searched by inner product."""
+
+    def __init__(self, index: Any, ids: NDArray[np.int64], factory: str, commit_number: int) -> None:
+        self._index = index
+        self.ids = ids
+        """int64 [n], the video id of each row, ascending."""
+        self.factory = factory
+        self.commit_number = commit_number
+        """The commit of the store whose videos these are."""
+        self.search_parameters = ""
+        self.recall: Recall | None = None
+        self._gpu: Any = None
+        self._gpu_resources: list[Any] = []
+        self._fetch_error = _FLOAT32_ERROR
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __repr__(self) -> str:
+        return f"VectorIndex({self.factory}, {len(self)} x {self.dim})"
+
+    @property
+    def dim(self) -> int:
+        """D, the width of the vectors."""
+        return int(self._index.d)
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether every vector is compared, as it was given."""
+        return isinstance(self._index, _faiss().IndexFlat)
+
+    # -- making -------------------------------------------------------------------------------------------------------
+
+    @classmethod
+    def build(
+        cls,
+        blocks: Callable[[], Iterable[VectorBlock]],
+        num_vectors: int,
+        dim: int,
+        factory: str = EXACT_FACTORY,
+        commit_number: int = 0,
+    ) -> VectorIndex:
+        """An index of ``num_vectors`` vectors, which ``blocks()`` yields by ascending id.
+
+        It is called once for adding and once more where FAISS must train. Beside the index one block is in memory, or
+        the training sample (at most 1 GiB). Raises UsageError for a factory string that FAISS does not know, that
+        cannot use inner products, or that needs more vectors than there are.
+        """
+        index = _made(dim, factory)
+        if not index.is_trained:
+            _train(index, blocks, num_vectors, dim, factory)
+        ids = np.empty(num_vectors, np.int64)
+        done = 0
+        is_flat = isinstance(index, _faiss().IndexFlat) and num_vectors > 0
+        add = _flat_adder(index, num_vectors) if is_flat else index.add
+        for block_ids, vectors in blocks():
+            expect("vectors", vectors, (len(block_ids), dim), ("float32",))
+            if done + len(block_ids) > num_vectors:
+                raise ShapeError(f"more than the {num_vectors} vectors that were announced")
+            ids[done : done + len(block_ids)] = block_ids
+            with _factory_errors(factory, num_vectors):
+                add(np.ascontiguousarray(vectors))
+            done += len(block_ids)
+        if done != num_vectors or (np.diff(ids) <= 0).any():
+            raise ShapeError(f"{done} vectors came, expected {num_vectors} with ascending ids")
+        return cls(index, ids, factory, commit_number)
+
+    def set_search_parameters(self, parameters: str) -> None:
+        """Apply a FAISS parameter string such as ``nprobe=8``; kept with the index. UsageError for an unknown one."""
+        if parameters:
+            try:
+                _faiss().ParameterSpace().set_index_parameters(self._index, parameters)
+            except (RuntimeError, ValueError) as error:
+                message = f"FAISS cannot apply {parameters!r} to a {self.factory} index; give name=value as in nprobe=8"
+                raise UsageError(message) from error
+        self.search_parameters = parameters
+
+    def tunable_parameter(self) -> tuple[str, int] | None:
+        """Name and largest useful value of the parameter that trades time for recall; None where there is none."""
+        lists = _faiss().try_extract_index_ivf(self._index)
+        if lists is not None:
+            return "nprobe", int(lists.nlist)
+        if isinstance(self._index, _faiss().IndexHNSW):
+            return "efSearch", 1024
+        return None
+
+    def save(self, directory: Path, fingerprint: str) -> IndexManifest:
+        """Write the three files into ``directory``, which is made. The caller makes them durable."""
+        directory.mkdir(parents=True, exist_ok=True)
+        with _hashed(directory / INDEX_FILE) as (write, index_digest):
+            faiss = _faiss()
+            writer = faiss.PyCallbackIOWriter(write, _HASH_BYTES)
+            faiss.write_index(self._index, writer)
+            del writer
+        with _hashed(directory / IDS_FILE) as (write, ids_digest):
+            np.lib.format.write_array(_Written(write), self.ids, allow_pickle=False)
+        manifest = IndexManifest(
+            FORMAT_VERSION,
+            fingerprint,
+            self.commit_number,
+            self.factory,
+            self.search_parameters,
+            len(self),
+            self.dim,
+            self.recall,
+            index_digest(),
+            ids_digest(),
+        )
+        (directory / MANIFEST_FILE).write_text(manifest.to_json(), encoding="utf-8")
+        return manifest
+
+    @classmethod
+    def open(cls, directory: Path, fingerprint: str) -> VectorIndex:
+        """Read what ``save`` wrote for the store with this fingerprint, after checking every byte of it.
+
+        Raises DamageError for a missing or changed file, FingerprintError for an index of another store.
+        """
+        manifest = read_manifest(directory)
+        if manifest.fingerprint != fingerprint:
+            raise FingerprintError(
+                f"the index {directory} was made from features with fingerprint {manifest.fingerprint}, the store has "
+                f"{fingerprint}; run 'tbpipe index' to build it from this store"
+            )
+        _check(directory / INDEX_FILE, manifest.index)
+        _check(directory / IDS_FILE, manifest.ids)
+        try:
+            ids = np.load(directory / IDS_FILE, allow_pickle=False)
+            index = _faiss().read_index(str(directory / INDEX_FILE))
+        except (
+            RuntimeError,
+            ValueError,
+        ) as error:  # the bytes are right, so they were written wrong or by a newer FAISS
+            raise StoreError(
+                f"this FAISS cannot read {directory} ({_first_line(error)}); run 'tbpipe index' again"
+            ) from error
+        if not len(ids) == index.ntotal == manifest.num_vectors or index.d != manifest.dim or (np.diff(ids) <= 0).any():
+            raise DamageError(
+                f"{directory}: {index.ntotal} vectors, {len(ids)} ids; run 'tbpipe index' to build it again"
+            )
+        opened = cls(index, ids, manifest.factory, manifest.commit_number)
+        opened.search_parameters, opened.recall = manifest.search_parameters, manifest.recall
+        return opened
+
+    # -- GPU ----------------------------------------------------------------------------------------------------------
+
+    def copy_to_gpus(self, float16: bool = False, scratch_bytes: int = 512 << 20) -> str:
+        """Search on every GPU from now on, the rows split between them. Returns "" or why it is not so.
+
+        The CPU form stays. ``float16`` stores half the bytes on the GPUs. An exact index gives the same ids and scores
+        as on the CPU either way: its results are scored again from the CPU form. FAISS on a GPU finds at most 2048
+        results; where more are needed, the CPU searches.
+        """
+        faiss = _faiss()
+        num_gpus = faiss.get_num_gpus() if hasattr(faiss, "StandardGpuResources") else 0
+        if num_gpus == 0:
+            return "FAISS finds no GPU"
+        options = faiss.GpuMultipleClonerOptions()
+        options.shard = num_gpus > 1
+        options.useFloat16 = float16
+        resources = [faiss.StandardGpuResources() for _ in range(num_gpus)]
+        for resource in resources:
+            resource.setTempMemory(scratch_bytes)
+        try:
+            gpu = faiss.index_cpu_to_gpu_multiple_py(resources, self._index, options, list(range(num_gpus)))
+            # a wheel without code for this GPU fails at the first search, not before
+            gpu.search(np.zeros((1, self.dim), np.float32), 1)
+        except RuntimeError as error:  # out of memory, an index kind with no GPU form, no kernel for this GPU
+            return f"FAISS cannot search a {self.factory} index of {len(self)} vectors on the GPU: {_first_line(error)}"
+        self._gpu_resources = resources  # the copy does not keep them alive
+        self._fetch_from(gpu, _FLOAT16_ERROR if float16 else _FLOAT32_ERROR)
+        return ""
+
+    def _fetch_from(self, copy: Any, error: float) -> None:
+        """Let ``copy`` find the results from now on; its scores are off by at most ``error``."""
+        self._gpu, self._fetch_error = copy, error
+
+    # -- searching ----------------------------------------------------------------------------------------------------
+
+    def search(
+        self, queries: NDArray[np.float32], num_results: int, allowed: NDArray[np.bool_] | None = None
+    ) -> SearchResult:
+        """The rows with the largest inner product, ``min(num_results, rows that are allowed)`` for each query.
+
+        queries float32 [T, D], finite; vectors and queries are taken to have unit length. allowed bool [n], False =
+        never a result. On an exact index scores and ids do not depend on the other queries of the call, nor on the
+        device: what FAISS fetched is scored again row by row, and fetched wider until no other row can be in the top.
+        """
+        expect("queries", queries, (len(queries), self.dim), ("float32",))
+        if not np.isfinite(queries).all():
+            raise ShapeError("queries hold a number that is not finite")
+        num_allowed = len(self) if allowed is None else int(np.count_nonzero(allowed))
+        width = min(num_results, num_allowed)
+        result = SearchResult(
+            np.full((len(queries), width), -np.inf, np.float32), np.full((len(queries), width), -1, np.int64)
+        )
+        if width == 0:
+            return result
+        pending = np.arange(len(queries))
+        num_fetched = width + _MARGIN + (width * (len(self) - num_allowed)) // num_allowed
+        while len(pending):
+            num_fetched = min(num_fetched, len(self))
+            per_pass = max(1, _MAX_FETCHED // num_fetched)
+            parts = [pending[start : start + per_pass] for start in range(0, len(pending), per_pass)]
+            unsettled = [self._search_part(queries, part, num_fetched, allowed, result) for part in parts]
+            pending = np.concatenate(unsettled)
+            num_fetched *= _WIDEN
+        return result
+
+    def _search_part(
+        self,
+        queries: NDArray[np.float32],
+        part: NDArray[np.int64],
+        num_fetched: int,
+        allowed: NDArray[np.bool_] | None,
+        result: SearchResult,
+    ) -> NDArray[np.int64]:
+        """Fill the rows ``part`` of ``result``; returns those whose top may still be wrong."""
+        vectors = np.ascontiguousarray(queries[part])
+        fetched, rows = self._fetch(vectors, num_fetched)
+        scores = self._exact_scores(vectors, rows) if self.is_exact else fetched
+        usable = rows >= 0
+        if allowed is not None:
+            usable &= allowed[rows]
+        ids = np.where(usable, self.ids[rows], np.iinfo(np.int64).max)
+        scores = np.where(usable, scores, np.float32(-np.inf))
+        width = result.ids.shape[1]
+        order = np.lexsort((ids, -scores), axis=-1)[:, :width]
+        result.scores[part] = np.take_along_axis(scores, order, axis=1)
+        result.ids[part] = np.where(np.isneginf(result.scores[part]), -1, np.take_along_axis(ids, order, axis=1))
+        if num_fetched == len(self):
+            return part[:0]
+        error = self._fetch_error * np.linalg.norm(vectors, axis=1) if self.is_exact else 0.0
+        exhausted = rows[:, -1] < 0  # an approximate index looks no further
+        unsettled: NDArray[np.int64] = part[~exhausted & ~(result.scores[part, -1] > fetched[:, -1] + error)]
+        return unsettled
+
+    def _fetch(self, queries: NDArray[np.float32], num_fetched: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        """What FAISS finds: scores float32 [T, m], best first, and rows int64 [T, m], -1 = none."""
+        if num_fetched == len(self) and isinstance(self._index, _faiss().IndexHNSW):
+            return self._score_all(queries)
+        index = self._gpu if self._gpu is not None and num_fetched <= _GPU_MAX_RESULTS else self._index
+        with self._every_list() if num_fetched == len(self) else contextlib.nullcontext():
+            scores, rows = index.search(queries, num_fetched)
+        return scores, rows
+
+    @contextlib.contextmanager
+    def _every_list(self) -> Iterator[None]:
+        """Visit every inverted list, where there are such: whoever asks for all videos gets all."""
+        lists = _faiss().try_extract_index_ivf(self._index)
+        if lists is None:
+            yield
+            return
+        before, lists.nprobe = lists.nprobe, lists.nlist
+        try:
+            yield
+        finally:
+            lists.nprobe = before
+
+    def _score_all(self, queries: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        """Scores of every row, in the order of the rows: a search along the edges of a graph may miss some."""
+        scores = np.empty((len(queries), len(self)), np.float32)
+        step = max(1, _HASH_BYTES // self.dim)
+        for start in range(0, len(self), step):
+            stop = min(start + step, len(self))
+            scores[:, start:stop] = queries @ self._index.reconstruct_n(start, stop - start).T
+        return scores, np.broadcast_to(np.arange(len(self)), scores.shape)
+
+    def _exact_scores(self, queries: NDArray[np.float32], rows: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Inner products float32 [T, m] of each query with its own rows; each alone, so no other can change a bit."""
+        faiss = _faiss()
+        scores = np.empty(rows.shape, np.float32)
+        pointers = [faiss.swig_ptr(array) for array in (queries, scores, np.ascontiguousarray(rows))]
+        self._index.compute_distance_subset(len(queries), pointers[0], rows.shape[1], pointers[1], pointers[2])
+        return scores
+
+
+def read_manifest(directory: Path) -> IndexManifest:
+    """The manifest of a generation. Raises DamageError where it is missing or broken, StoreError for a newer format."""
+    path = directory / MANIFEST_FILE
+    try:
+        manifest = IndexManifest.from_json(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise DamageError(
+            f"{path} cannot be read ({_first_line(error)}); run 'tbpipe index' to build the index again"
+        ) from error
+    if manifest.format_version != FORMAT_VERSION:
+        raise StoreError(
+            f"{directory} has format {manifest.format_version}, this tbpipe reads {FORMAT_VERSION}; "
+            "run 'tbpipe index' again"
+        )
+    return manifest
+
+
+def exact_neighbours(
+    blocks: Iterable[VectorBlock], queries: NDArray[np.float32], num_results: int
+) -> NDArray[np.int64]:
+    """Ids int64 [T, min(k, n)] of the vectors with the largest inner product, by comparing all, block by block."""
+    faiss = _faiss()
+    scores = np.empty((len(queries), 0), np.float32)
+    ids: NDArray[np.int64] = np.empty((len(queries), 0), np.int64)
+    for block_ids, vectors in blocks:
+        found, rows = faiss.knn(
+            queries, np.ascontiguousarray(vectors), min(num_results, len(vectors)), metric=faiss.METRIC_INNER_PRODUCT
+        )
+        scores, ids = np.hstack([scores, found]), np.hstack([ids, block_ids[rows]])
+        order = np.lexsort((ids, -scores), axis=-1)[:, :num_results]
+        scores, ids = np.take_along_axis(scores, order, axis=1), np.take_along_axis(ids, order, axis=1)
+    return ids
+
+
+# -- FAISS's own objects ----------------------------------------------------------------------------------------------
+
+
+def _made(dim: int, factory: str) -> Any:
+    faiss = _faiss()
+    try:
+        index = faiss.index_factory(dim, factory, faiss.METRIC_INNER_PRODUCT)
+    except RuntimeError as error:
+        message = (
+            f"FAISS cannot build {factory!r} for vectors of width {dim}; try Flat, IVF1024,Flat, HNSW32 or IVF4096,PQ64"
+        )
+        raise UsageError(f"{message} ({_first_line(error)})") from error
+    if index.metric_type != faiss.METRIC_INNER_PRODUCT or isinstance(index, faiss.IndexIDMap):
+        raise UsageError(
+            f"a {factory!r} index cannot be used: it must compare by inner product and number its rows itself"
+        )
+    return index
+
+
+@contextlib.contextmanager
+def _factory_errors(factory: str, num_vectors: int) -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:
+        found = f"FAISS cannot make a {factory!r} index of {num_vectors} vectors ({_first_line(error)})"
+        raise UsageError(f"{found}; use Flat, or fewer inverted lists or codes") from error
+
+
+def _train(index: Any, blocks: Callable[[], Iterable[VectorBlock]], num_vectors: int, dim: int, factory: str) -> None:
+    """Train on rows drawn with a fixed seed."""
+    lists = _faiss().try_extract_index_ivf(index)
+    sample_size = min(num_vectors, _TRAINING_BYTES // (4 * dim))
+    if lists is not None:
+        sample_size = min(sample_size, max(_TRAINING_PER_LIST * lists.nlist, 1 << 16))
+    sample = sample_vectors(blocks(), num_vectors, sample_size, dim)[1]
+    with _factory_errors(factory, num_vectors), _quiet():
+        index.train(sample)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep FAISS's C++ code from printing hundreds of warnings about small samples: what they cost is measured."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    try:
+        with open(os.devnull, "wb") as nowhere:
+            os.dup2(nowhere.fileno(), 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+
+
+def sample_vectors(blocks: Iterable[VectorBlock], num_vectors: int, sample_size: int, dim: int) -> VectorBlock:
+    """``sample_size`` of the vectors, drawn with a fixed seed, in their order; all of them where there are fewer."""
+    chosen = np.sort(np.random.default_rng(0).choice(num_vectors, min(sample_size, num_vectors), replace=False))
+    ids, sample = np.empty(len(chosen), np.int64), np.empty((len(chosen), dim), np.float32)
+    start = 0
+    for block_ids, vectors in blocks:
+        first, last = np.searchsorted(chosen, (start, start + len(block_ids)))
+        rows = chosen[first:last] - start
+        ids[first:last], sample[first:last] = block_ids[rows], vectors[rows]
+        start += len(block_ids)
+    return ids, sample
+
+
+def _flat_adder(index: Any, num_vectors: int) -> Callable[[NDArray[np.float32]], None]:
+    """``add`` into memory that is taken once: FAISS itself doubles and copies, up to three times the bytes."""
+    faiss = _faiss()
+    done = 0
+    index.codes.resize(num_vectors * index.d * 4)
+    index.ntotal = num_vectors
+    stored = faiss.rev_swig_ptr(index.get_xb(), num_vectors * index.d).reshape(num_vectors, index.d)
+
+    def add(vectors: NDArray[np.float32]) -> None:
+        nonlocal done
+        stored[done : done + len(vectors)] = vectors
+        done += len(vectors)
+
+    return add
+
+
+# -- files ------------------------------------------------------------------------------------------------------------
+
+
+class _Written:
+    """What np.lib.format needs of a file."""
+
+    def __init__(self, write: Callable[[bytes], int]) -> None:
+        self.write = write
+
+
+@contextlib.contextmanager
+def _hashed(path: Path) -> Iterator[tuple[Callable[[bytes], int], Callable[[], FileDigest]]]:
+    """A function that appends to the new file ``path`` and one that says, after the block, what was written."""
+    digest = hashlib.sha256()
+    size_bytes = 0
+    with path.open("wb") as handle:
+
+        def write(content: bytes) -> int:
+            nonlocal size_bytes
+            digest.update(content)
+            size_bytes += len(content)
+            return handle.write(content)
+
+        yield write, lambda: FileDigest(size_bytes, digest.hexdigest())
+
+
+def _check(path: Path, expected: FileDigest) -> None:
+    """Raise DamageError unless the file is byte for byte what was written."""
+    remedy = "run 'tbpipe index' to build the index again"
+    try:
+        size_bytes = path.stat().st_size
+        if size_bytes != expected.size_bytes:
+            raise DamageError(f"{path} has {size_bytes} bytes, {expected.size_bytes} were written; {remedy}")
+        digest = hashlib.sha256()
+        with path.open("rb") as handle:
+            while content := handle.read(_HASH_BYTES):
+                digest.update(content)
+    except OSError as error:
+        raise DamageError(f"{path} cannot be read ({error.strerror}); {remedy}") from error
+    if digest.hexdigest() != expected.sha256:
+        raise DamageError(f"{path} is not what was written (its SHA-256 differs); {remedy}")
+
+
+def _first_line(error: Exception) -> str:
+    """The end of FAISS's message, which begins with a C++ signature."""
+    lines = str(error).splitlines() or [type(error).__name__]
+    return lines[0].rsplit(": ", 1)[-1].strip()[:200]
