@@ -1,0 +1,18 @@
+"""What is computed. Each stage reads what the one before has left, and knows nothing of where it runs.
+
+| stage    | file             | reads                                  | gives                                        |
+|----------|------------------|----------------------------------------|----------------------------------------------|
+| scan     | scan.py          | folders, files, manifests; the catalog | what is new, changed, moved                  |
+| decode   | decode_pool.py   | video files                            | frames at chosen times, in order             |
+|          | video.py         | one file                               | FrameBatch; sampling.py chooses the times    |
+|          | decoders/        | one file per decoder library           | pixels                                       |
+| extract  | extract.py       | frames                                 | features, committed to the store             |
+|          | models/          | one file per model family              | tokens of frames, features of texts          |
+| index    | index.py         | pooled features                        | a generation of the index                    |
+| search   | search.py        | texts and the index                    | Ranking of K candidates (broad view)         |
+| rerank   | rerank.py        | a Ranking and the K candidates' tokens | a better Ranking (focused view)              |
+|          | rerankers/       | one file per method                    | scores                                       |
+
+errors.py has the reasons for which a video can fail. This package imports nothing by itself, so that decode workers
+stay light.
+"""
