@@ -1,0 +1,52 @@
+"""Image-text models: a name and a weight file become one ClipModel.
+
+    architecture.py   name -> Architecture (which towers, which preprocessing)
+    weights.py        tag or path -> weight file -> tensors of one tower, with its SHA-256
+    image.py          image towers: pixels -> [CLS] and patches in the joint space
+    text.py           text towers: token ids -> sentence and words in the joint space
+    tokenizer.py      text -> token ids
+    clip.py           ClipModel: the towers together, on one device, in one precision
+
+Importing this package imports neither torch nor open_clip.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from stages.models.clip import ClipModel
+
+MODELS: dict[str, Path] = {"tbpipe-small": Path(__file__).parent / "small"}
+"""Models that ship with tbpipe: name -> folder with open_clip_config.json, weights and merges."""
+
+Towers = Literal["both", "image", "text"]
+"""Which towers to load: extract needs the image tower only, search and rerank the text tower only."""
+
+
+def load_model(
+    name: str, pretrained: str = "", device: str = "auto", dtype: str = "auto", towers: Towers = "both"
+) -> ClipModel:
+    """The model called ``name`` with the weights ``pretrained``, ready to encode.
+
+    name: an open_clip model, "local-dir:FOLDER", "hf-hub:ORG/NAME" or a key of MODELS. pretrained: an open_clip tag or
+    a .safetensors, .pt, .pth or .bin file; folders and shipped models have their own weights. device: "auto", "cpu",
+    "cuda", "cuda:1" ...; dtype: "auto", "float32", "bfloat16", "float16".
+
+    A file does not tell the activation: for weights trained with QuickGELU (OpenAI's own) name ViT-B-32-quickgelu and
+    the like. With a tag the activation follows the tag, and the model's name is the name that says so.
+
+    Raises UsageError for a name, tag, device or kind of tower that does not exist or does not work, InputError for a
+    weight file that cannot be used, ComponentMissingError when weights or a library are not installed.
+    """
+    from stages.models.clip import load
+
+    return load(name, pretrained, device, dtype, towers)
+
+
+def model_names() -> list[str]:
+    """Every model name with patch tokens that ``load_model`` knows, shipped ones first."""
+    from stages.models.architecture import built_in_names
+
+    return [*MODELS, *built_in_names()]

@@ -1,0 +1,248 @@
+"""ClipModel: an image tower and a text tower with one joint space, on one device, in one precision."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from index_store.errors import UsageError
+from index_store.settings import ComputeDtype, ModelSettings
+from stages.models import MODELS, Towers, image, text
+from stages.models.architecture import resolve
+from stages.models.tokenizer import Tokenizer
+from stages.models.tokenizer import build as build_tokenizer
+from stages.models.weights import StateReader, WeightSource, fill, find_weights, unfilled
+from stages.preprocess import normalise
+
+DTYPES: dict[ComputeDtype, torch.dtype] = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+NATIVE_BFLOAT16_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}
+"""/proc/cpuinfo flags of processors (x86, ARM) that multiply bfloat16 themselves; others are 4 times slower in it."""
+
+TEXT_LENGTHS = (16, 32, 48)
+"""Lengths in tokens that texts are cut to before a causal tower; longer ones run at full length."""
+TEXTS_PER_BATCH = {"cpu": 8, "cuda": 64}
+"""Always this many texts at once, padded with copies: a text's features must not depend on its neighbours."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TextFeatures:
+    """Features of T texts, raw (not of unit length), in the joint space."""
+
+    sentence: Tensor
+    """float32 [T, D], the model's own text embedding."""
+    words: Tensor
+    """float32 [T, W, D], every position from start to end of text; zero where masked. W fits the longest text."""
+    word_mask: Tensor
+    """bool [T, W], True = start, word or end of text."""
+
+
+class ClipModel:
+    """Frames and texts -> raw features in one joint space of width D."""
+
+    def __init__(
+        self,
+        source: WeightSource,
+        digest: Future[str],
+        device: torch.device,
+        dtype: ComputeDtype,
+        logit_scale: float,
+    ) -> None:
+        self.architecture = source.architecture
+        self.name = source.architecture.name
+        self.device = device
+        self.dtype: ComputeDtype = dtype
+        """The precision of the matrix products; the residual stream and the results are always float32."""
+        self.logit_scale = logit_scale
+        """Factor of the cosines before a softmax over candidates: the exponential of the stored parameter."""
+        self._source = source
+        self._digest = digest
+        self._image: image.ImageTower | None = None
+        self._text: text.TextTower | None = None
+        self._tokenizer: Tokenizer | None = None
+
+    def settings(self) -> ModelSettings:
+        """What must be equal for two feature sets to be comparable."""
+        preprocessing = self.architecture.preprocessing
+        return ModelSettings(
+            name=self.name,
+            pretrained=self._source.pretrained,
+            weights_sha256=self._digest.result(),
+            embed_dim=self.architecture.embed_dim,
+            tokens_per_frame=self.tokens_per_frame,
+            image_size=self.architecture.image_size,
+            mean=preprocessing.mean,
+            std=preprocessing.std,
+            interpolation=preprocessing.interpolation,
+            resize_mode=preprocessing.resize_mode,
+            compute_dtype=self.dtype,
+        )
+
+    @property
+    def tokens_per_frame(self) -> int:
+        """P, 1 + patches; known without the image tower's weights too."""
+        if self._image is not None:
+            return self._image.tokens_per_frame
+        with torch.device("meta"):
+            return image.build(self.architecture).tokens_per_frame
+
+    def encode_frames(self, pixels: Tensor) -> Tensor:
+        """Pixels [B, 3, S, S], uint8 or float and normalised -> float32 tokens [B, P, D], raw, on the model's device.
+
+        Row 0 of P is the frame's embedding, the others are its patches. A frame's tokens are the same bits wherever it
+        stands in the batch and whatever else is in there, as long as B is the same. Raises UsageError without tower.
+        """
+        if self._image is None:
+            raise UsageError(f"model {self.name} was loaded without its image tower")
+        with torch.inference_mode():
+            pixels = pixels.to(self.device, non_blocking=True)
+            if pixels.dtype == torch.uint8:
+                preprocessing = self.architecture.preprocessing
+                pixels = normalise(pixels, preprocessing.mean, preprocessing.std)
+            with self._precision(self.dtype):
+                tokens = self._image.tokens(pixels)
+            return tokens.float()
+
+    def encode_texts(self, texts: Sequence[str]) -> TextFeatures:
+        """Features of T texts; those of a text depend on nothing but the text. Raises UsageError without the tower.
+
+        On a CPU texts run in float32 whatever the dtype: they are few, and half precision is slow on most processors.
+        """
+        if self._text is None or self._tokenizer is None:
+            raise UsageError(f"model {self.name} was loaded without its text tower")
+        ids = self._tokenizer(texts)
+        mask = text.word_mask(ids, self._tokenizer.end_id)
+        lengths = self._lengths_to_run(mask)
+        longest = max(lengths, default=1)
+        width = self.architecture.embed_dim
+        sentence = torch.zeros(len(ids), width, device=self.device)
+        words = torch.zeros(len(ids), longest, width, device=self.device)
+        with torch.inference_mode():
+            for length in sorted(set(lengths)):
+                rows = torch.tensor([row for row, needed in enumerate(lengths) if needed == length])
+                sentence[rows], words[rows, :length] = self._encode_ids(ids[rows, :length])
+        mask = mask[:, :longest].to(self.device)
+        return TextFeatures(sentence, words.masked_fill_(~mask[..., None], 0), mask)
+
+    def _lengths_to_run(self, mask: Tensor) -> list[int]:
+        """The number of positions each text of mask [T, W] runs with: one of a few, depending on that text alone."""
+        context_length = mask.shape[1]
+        if self._text is None or not self._text.may_be_cut:
+            return [context_length] * len(mask)
+        choices = [length for length in TEXT_LENGTHS if length < context_length] + [context_length]
+        return [next(length for length in choices if length >= needed) for needed in mask.sum(dim=1).tolist()]
+
+    def _encode_ids(self, ids: Tensor) -> tuple[Tensor, Tensor]:
+        """Ids [T, W] -> sentence [T, D], words [T, W, D], float32, in batches of one fixed shape."""
+        assert self._text is not None
+        size = TEXTS_PER_BATCH[self.device.type]
+        sentences, words = [], []
+        for start in range(0, len(ids), size):
+            batch = ids[start : start + size]
+            padded = torch.cat([batch, batch[-1:].expand(size - len(batch), -1)]).to(self.device)
+            with self._precision(self._text_dtype):
+                sentence, word = self._text.features(padded)
+            sentences.append(sentence[: len(batch)].float())
+            words.append(word[: len(batch)].float())
+        return torch.cat(sentences), torch.cat(words)
+
+    @property
+    def _text_dtype(self) -> ComputeDtype:
+        return "float32" if self.device.type == "cpu" else self.dtype
+
+    def _precision(self, dtype: ComputeDtype) -> AbstractContextManager[object]:
+        """Half-precision matrix products around a float32 residual stream; nothing at all in float32."""
+        return nullcontext() if dtype == "float32" else torch.autocast(self.device.type, dtype=DTYPES[dtype])
+
+    def add_image_tower(self, state: StateReader) -> None:
+        """Build the image tower and fill it from ``state``."""
+        with unfilled():
+            self._image = image.build(self.architecture)
+        self._place(self._image.module, state, "visual.", self.dtype)
+
+    def add_text_tower(self, state: StateReader) -> None:
+        """Build the text tower and its tokenizer and fill it from ``state``."""
+        with unfilled():
+            self._text = text.build(self.architecture)
+        self._tokenizer = build_tokenizer(self.architecture)
+        self._place(self._text.module, state, "text.", self._text_dtype)
+
+    def _place(self, module: nn.Module, state: StateReader, prefix: str, dtype: ComputeDtype) -> None:
+        fill(module, state.tower(prefix), prefix, state.path)
+        module.eval().requires_grad_(False).to(self.device)
+        if dtype != "float32":
+            _lower(module, DTYPES[dtype])
+
+
+def load(name: str, pretrained: str, device: str, dtype: str, towers: Towers) -> ClipModel:
+    """See ``stages.models.load_model``."""
+    chosen_device = choose_device(device)
+    chosen_dtype = choose_dtype(dtype, chosen_device)
+    source = find_weights(resolve(name, pretrained, MODELS), pretrained)
+    with ThreadPoolExecutor(1) as pool:
+        digest = pool.submit(source.digest)  # 600 MB take 1.7 s; the interpreter is free meanwhile
+        state = StateReader(source.path)
+        model = ClipModel(source, digest, chosen_device, chosen_dtype, math.exp(state.scalar("logit_scale", 0.0)))
+        if towers in ("both", "image"):
+            model.add_image_tower(state)
+        if towers in ("both", "text"):
+            model.add_text_tower(state)
+    return model
+
+
+def choose_device(device: str) -> torch.device:
+    """The device that "auto", "cpu", "cuda" or "cuda:N" means here. Raises UsageError."""
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        chosen = torch.device(device)
+    except RuntimeError as error:
+        raise UsageError(f"no device is called {device!r}; use auto, cpu, cuda or cuda:N") from error
+    if chosen.type not in TEXTS_PER_BATCH:
+        raise UsageError(f"device {device} is not supported; use auto, cpu, cuda or cuda:N")
+    if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
+        found = f"{torch.cuda.device_count()} CUDA devices are usable here"
+        raise UsageError(f"device {device} asked, but {found}; use --device cpu")
+    return chosen
+
+
+def choose_dtype(dtype: str, device: torch.device) -> ComputeDtype:
+    """The precision that ``dtype`` means on ``device``; "auto" is the fastest accurate one. Raises UsageError."""
+    if dtype == "auto":
+        if device.type == "cuda":
+            return "float16"
+        return "bfloat16" if has_native_bfloat16() else "float32"
+    for known in DTYPES:
+        if dtype == known:
+            return known
+    raise UsageError(f"no precision is called {dtype!r}; use auto, {', '.join(DTYPES)}")
+
+
+def has_native_bfloat16(cpu_description: Path = Path("/proc/cpuinfo")) -> bool:
+    """Whether this processor multiplies bfloat16 itself; False where the system does not tell."""
+    try:
+        words = cpu_description.read_text(encoding="utf-8", errors="replace").split()
+    except OSError:
+        return False
+    return not NATIVE_BFLOAT16_FLAGS.isdisjoint(words)
+
+
+def _lower(module: nn.Module, dtype: torch.dtype) -> None:
+    """Convert the weights of matrix products and convolutions; norms, embeddings and scales stay float32.
+
+    Autocast would convert them in every call: for ViT-B/32 half a gigabyte of memory traffic a batch.
+    """
+    for part in module.modules():
+        if isinstance(part, nn.Linear | nn.Conv1d | nn.Conv2d | nn.MultiheadAttention):
+            for parameter in part.parameters(recurse=False):
+                parameter.data = parameter.data.to(dtype)

@@ -1,0 +1,67 @@
+"""Text towers: token ids -> sentence and words in the joint space.
+
+ids [T, W] -> sentence [T, D] (what open_clip's encode_text gives) and words [T, W, D]: ``ln_final`` and the text
+projection applied to every position, as the CLIP4Clip family does. Nothing is normalised to unit length.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from index_store.errors import UsageError
+from stages.models.architecture import Architecture
+
+
+class TextTower:
+    """open_clip's TextTransformer."""
+
+    def __init__(self, module: Any) -> None:
+        self.module = module
+        self.context_length = int(module.context_length)
+        is_read_at_end = module.cls_emb is None and module.pool_type in ("argmax", "eos")
+        self.may_be_cut = module.attn_mask is not None and is_read_at_end
+        """Nothing after a text's end changes it (causal mask, sentence read at the end): short texts may run short."""
+
+    def features(self, ids: Tensor) -> tuple[Tensor, Tensor]:
+        """Ids int64 [T, W] -> sentence [T, D], words [T, W, D]."""
+        from open_clip.transformer import text_global_pool
+
+        tower = self.module
+        embedded, mask = tower._embeds(ids)
+        length = embedded.shape[1]
+        hidden = tower.transformer(embedded, attn_mask=None if mask is None else mask[..., :length, :length])
+        words = self._to_joint_space(tower.ln_final(hidden))
+        if tower.cls_emb is not None:  # CoCa's class token stands at the end
+            return words[:, -1], words[:, :-1]
+        return text_global_pool(words, ids, pool_type=tower.pool_type, eos_token_id=tower.eos_id), words
+
+    def _to_joint_space(self, features: Tensor) -> Tensor:
+        projection = self.module.text_projection
+        if projection is None:
+            return features
+        projected: Tensor = projection(features) if isinstance(projection, nn.Linear) else features @ projection
+        return projected
+
+
+def build(architecture: Architecture) -> TextTower:
+    """The text tower of ``architecture``, its weights not yet filled in. Raises UsageError for one not supported."""
+    from open_clip.model import CLIPTextCfg, _build_text_tower
+
+    if architecture.text.get("hf_model_name"):
+        raise UsageError(
+            f"model {architecture.name} takes its text tower from the transformers library, which is not supported; "
+            "use a model with a CLIP text tower, such as ViT-B-32"
+        )
+    module = _build_text_tower(architecture.embed_dim, CLIPTextCfg(**architecture.text), architecture.quick_gelu)
+    return TextTower(module)
+
+
+def word_mask(ids: Tensor, end_id: int) -> Tensor:
+    """Bool [T, W], True from the first position to the first end-of-text token of each row of ids [T, W]."""
+    ends = (ids == end_id).int()
+    has_end = ends.any(dim=1, keepdim=True)
+    last = torch.where(has_end, ends.argmax(dim=1, keepdim=True), ids.shape[1] - 1)
+    return torch.arange(ids.shape[1], device=ids.device)[None] <= last
