@@ -1,0 +1,202 @@
+"""Focused view: the candidates of each query, as the broad view recalls them, scored by a reranker that sees them all.
+
+Only the candidates' tokens are read, each once for all queries of a batch, while the batch before is being scored.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from index_store.errors import StoreError, UsageError
+from index_store.records import Hit, Query, Ranking, VideoRecord
+from index_store.store import Snapshot, TokenBatch
+from index_store.vectors import SearchResult, VectorIndex
+from stages.rerankers.base import CandidateBatch, QueryBatch, Reranker
+from stages.search import BroadView, EncodedQueries, TextEncoder, best_moments, encode_queries, unit_length
+
+DEFAULT_TOP_K = 50
+DEFAULT_MEMORY_BYTES = 256 << 20
+"""Larger batches share more reads between queries; where the corpus is large, little is shared anyway."""
+
+_Item = TypeVar("_Item")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Batch:
+    """Some queries with everything that is needed to score their candidates."""
+
+    queries: list[Query]
+    features: QueryBatch
+    result: SearchResult
+    records: dict[int, VideoRecord]
+    """Of every candidate, by video id."""
+    index: NDArray[np.int64]
+    """int64 [B, K], row of ``tokens``; -1 = no candidate."""
+    tokens: TokenBatch
+    """Of the U distinct videos. Copies of a video share its features, so they are one row."""
+
+
+def rerank(
+    snapshot: Snapshot,
+    index: VectorIndex,
+    encoder: TextEncoder,
+    queries: Iterable[Query],
+    reranker: Reranker,
+    *,
+    top_k: int = DEFAULT_TOP_K,
+    memory_bytes: int = DEFAULT_MEMORY_BYTES,
+    device: torch.device | str = "cpu",
+) -> Iterator[Ranking]:
+    """The focused ranking of each query's best ``top_k`` videos, in the order of the queries, as they are done.
+
+    ``memory_bytes`` bounds the tokens in memory, those being scored and those being read. A ranking depends neither on
+    it nor on the other queries. Raises UsageError when the candidates of one query do not fit into it.
+    """
+    view = BroadView(snapshot, index)
+    capacity = _capacity(snapshot, min(top_k, len(index)), memory_bytes)
+    for batch in _ahead(_batches(snapshot, view, encode_queries(encoder, queries), top_k, capacity)):
+        yield from _rankings(batch, _score(reranker, batch, torch.device(device)))
+
+
+def _capacity(snapshot: Snapshot, num_candidates: int, memory_bytes: int) -> int:
+    """How many videos' tokens fit into half of the memory; the other half is being filled meanwhile."""
+    frames, tokens, width = snapshot.settings.token_shape
+    video_bytes = frames * tokens * (2 * width if snapshot.settings.tokens.dtype == "float16" else width + 4)
+    capacity = memory_bytes // (2 * video_bytes)
+    if capacity < max(1, num_candidates):
+        needed_mb = -(-2 * video_bytes * max(1, num_candidates) // 10**6)
+        raise UsageError(
+            f"{num_candidates} candidates of {video_bytes} bytes do not fit twice into {memory_bytes // 10**6} MB; "
+            f"give --memory {needed_mb} MB or a smaller --top-k"
+        )
+    return capacity
+
+
+# -- finding and reading: one thread, one batch ahead ------------------------------------------------------------------
+
+
+def _ahead(items: Iterator[_Item]) -> Iterator[_Item]:
+    """The same items; the next one is made in another thread while the caller works on this one."""
+    end = object()
+    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="rerank-read") as pool:
+        coming = pool.submit(next, items, end)
+        while (item := coming.result()) is not end:
+            coming = pool.submit(next, items, end)
+            yield item  # type: ignore[misc]
+
+
+def _batches(
+    snapshot: Snapshot, view: BroadView, encoded: Iterable[EncodedQueries], top_k: int, capacity: int
+) -> Iterator[_Batch]:
+    """Batches of queries with at most ``capacity`` distinct candidates; tokens lie in two buffers in turn."""
+    buffers = _Buffers(snapshot, capacity)
+    for queries, features in encoded:
+        result = view.candidates(features.sentence.cpu().numpy(), top_k)
+        for part in _cut(result.ids, capacity):
+            found = SearchResult(result.scores[part], result.ids[part])
+            text = QueryBatch(features.sentence[part], features.words[part], features.word_mask[part])
+            yield _read(snapshot, queries[part], text, found, buffers)
+
+
+def _cut(ids: NDArray[np.int64], capacity: int) -> Iterator[slice]:
+    """Runs of rows of ``ids`` [T, K] that together name at most ``capacity`` videos."""
+    start, seen = 0, set[int]()
+    for row, candidates in enumerate(ids.tolist()):
+        together = seen.union(candidates)
+        together.discard(-1)
+        if len(together) > capacity:
+            yield slice(start, row)
+            start, together = row, set(candidates) - {-1}
+        seen = together
+    if start < len(ids):
+        yield slice(start, len(ids))
+
+
+class _Buffers:
+    """Two arrays for tokens, given out in turn: one is scored while the other is filled."""
+
+    def __init__(self, snapshot: Snapshot, capacity: int) -> None:
+        shape = (min(capacity, max(1, snapshot.num_searchable)), *snapshot.settings.token_shape)
+        self._arrays = [np.empty(shape, snapshot.settings.tokens.dtype) for _ in range(2)]
+
+    def next(self) -> NDArray[np.generic]:
+        """The array that was given out longer ago."""
+        self._arrays.reverse()
+        return self._arrays[0]
+
+
+def _read(
+    snapshot: Snapshot, queries: list[Query], features: QueryBatch, result: SearchResult, buffers: _Buffers
+) -> _Batch:
+    """Look up the candidates and read the tokens of the distinct ones, those with the most visitors first."""
+    ids, counts = np.unique(result.ids[result.ids >= 0], return_counts=True)
+    ids = ids[np.argsort(-counts, kind="stable")]
+    records = snapshot.by_ids(ids.tolist())
+    rows: dict[tuple[int | None, int | None], int] = {}
+    row_of = np.array([rows.setdefault((record.shard, record.row), len(rows)) for record in records], np.int64)
+    firsts = np.unique(row_of, return_index=True)[1]
+    tokens = snapshot.read_tokens(ids[firsts].tolist(), out=buffers.next())
+    by_id = np.argsort(ids)
+    index = np.full(result.ids.shape, -1, np.int64)
+    here = result.ids >= 0
+    index[here] = row_of[by_id[np.searchsorted(ids, result.ids[here], sorter=by_id)]]
+    return _Batch(queries, features, result, {record.id: record for record in records}, index, tokens)
+
+
+# -- scoring ----------------------------------------------------------------------------------------------------------
+
+
+def _score(reranker: Reranker, batch: _Batch, device: torch.device) -> NDArray[np.float32]:
+    """What the reranker says, float32 [B, K]. Raises StoreError for a score that is not a number."""
+    tokens = batch.tokens
+    candidates = CandidateBatch(
+        tokens=torch.from_numpy(tokens.tokens).to(device),
+        scales=None if tokens.scales is None else torch.from_numpy(tokens.scales).to(device),
+        frame_mask=torch.from_numpy(tokens.frame_mask).to(device),
+        index=torch.from_numpy(batch.index),
+        broad=torch.from_numpy(batch.result.scores).to(device),
+    )
+    texts = batch.features
+    queries = QueryBatch(texts.sentence.to(device), texts.words.to(device), texts.word_mask.to(device))
+    scores: NDArray[np.float32] = reranker.rank(queries, candidates).cpu().numpy()
+    wrong = ~np.isfinite(scores) & (batch.index >= 0)
+    if wrong.any():
+        row, column = np.argwhere(wrong)[0]
+        key = batch.records[int(batch.result.ids[row, column])].key
+        raise StoreError(
+            f"{reranker.name} gives query {batch.queries[row].id!r} and video {key!r} the score {scores[row, column]}; "
+            "run 'tbpipe verify' to see whether their features are damaged"
+        )
+    return scores
+
+
+def _rankings(batch: _Batch, scores: NDArray[np.float32]) -> Iterator[Ranking]:
+    """The candidates of each query by focused score; equal scores by video id."""
+    sentence = batch.features.sentence.cpu().numpy()
+    frames = unit_length(batch.tokens.tokens[:, :, 0])
+    for row, query in enumerate(batch.queries):
+        places = np.flatnonzero(batch.index[row] >= 0)
+        ids = batch.result.ids[row, places]
+        places = places[np.lexsort((ids, -scores[row, places]))]
+        videos = batch.index[row, places]
+        moments = best_moments(
+            sentence[row], frames[videos], batch.tokens.frame_mask[videos], batch.tokens.timestamps_seconds[videos]
+        )
+        hits = [
+            Hit(video_id, batch.records[video_id].key, broad, focused, moment)
+            for video_id, broad, focused, moment in zip(
+                batch.result.ids[row, places].tolist(),
+                batch.result.scores[row, places].tolist(),
+                scores[row, places].tolist(),
+                moments.tolist(),
+                strict=True,
+            )
+        ]
+        yield Ranking(query.id, tuple(hits))

@@ -1,0 +1,26 @@
+"""The ways to re-order candidates: name -> class. One line adds a method."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable
+
+from index_store.errors import UsageError
+from stages.rerankers.base import BroadReranker, CandidateBatch, QueryBatch, Reranker
+from stages.rerankers.eercf import EercfReranker
+
+__all__ = ["RERANKERS", "CandidateBatch", "QueryBatch", "Reranker", "make_reranker"]
+
+RERANKERS: dict[str, Callable[[], Reranker]] = {
+    "eercf": EercfReranker,
+    "broad": BroadReranker,
+}
+"""Name -> a class that needs no weights."""
+
+
+def make_reranker(name: str) -> Reranker:
+    """The reranker with this name. Raises UsageError naming the nearest one."""
+    if name not in RERANKERS:
+        near = difflib.get_close_matches(name, RERANKERS, n=1, cutoff=0.0)[0]
+        raise UsageError(f"there is no reranker {name!r}; did you mean {near!r}? Known: {', '.join(sorted(RERANKERS))}")
+    return RERANKERS[name]()

@@ -1,0 +1,85 @@
+"""What the image tower gave for one video -> the arrays that are kept: pooled, chosen, quantised, padded."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from index_store.records import VideoFeatures
+from index_store.settings import StoreSettings
+
+_INT8_MAX = 127
+
+
+def pack_features(
+    rows: Tensor, timestamps_seconds: NDArray[np.float64], settings: StoreSettings
+) -> VideoFeatures | None:
+    """Features of a video with n <= F frames; None when a number is not finite in the stored dtype.
+
+    rows float32 [n, 1 + patches, D], raw, row 0 the frame embedding; timestamps_seconds float64 [n].
+    """
+    num_frames, num_padded = len(rows), settings.sampling.frames
+    frame_embeddings = rows[:, 0]
+    kept = keep_tokens(rows, settings.tokens.keep)
+    scales: NDArray[np.float32] | None = None
+    if settings.tokens.dtype == "int8":
+        stored, scale = quantise(kept)
+        scales = _pad(scale, num_padded)
+    else:
+        stored = kept.half()
+    embeddings = frame_embeddings.half()
+    if not (stored.isfinite().all() and embeddings.isfinite().all() and rows.isfinite().all()):
+        return None
+    return VideoFeatures(
+        tokens=_pad(stored, num_padded),
+        token_scales=scales,
+        frame_mask=np.arange(num_padded) < num_frames,
+        timestamps_seconds=np.pad(timestamps_seconds, (0, num_padded - num_frames)),
+        frame_embeddings=_pad(embeddings, num_padded),
+        pooled=pool(frame_embeddings).numpy(),
+    )
+
+
+def pool(frame_embeddings: Tensor) -> Tensor:
+    """Broad view of a video, unit length [D]: the normalised mean of its unit-length frame embeddings [n, D].
+
+    CLIP4Clip's "meanP", and f_CLS of TokenBinder.
+    """
+    return normalize(normalize(frame_embeddings.double(), dim=-1).mean(dim=0), dim=-1).float()
+
+
+def keep_tokens(rows: Tensor, keep: str) -> Tensor:
+    """Tokens [n, 1 + kept, D]: all, the frame embedding only ("cls"), or with it the N patches closest to it ("N").
+
+    Closeness is the cosine between patch and frame embedding; the N patches stay in the order of the picture, and of
+    two equally close ones the first is kept.
+    """
+    if keep == "all":
+        return rows
+    if keep == "cls":
+        return rows[:, :1]
+    frame, patches = rows[:, :1], rows[:, 1:]
+    closeness = (normalize(patches, dim=-1) * normalize(frame, dim=-1)).sum(dim=-1)
+    best = closeness.sort(dim=1, descending=True, stable=True).indices[:, : int(keep)].sort(dim=1).values
+    chosen = patches.gather(1, best.unsqueeze(-1).expand(-1, -1, rows.shape[-1]))
+    return torch.cat([frame, chosen], dim=1)
+
+
+def quantise(tokens: Tensor) -> tuple[Tensor, Tensor]:
+    """Int8 [n, P, D] and scales float32 [n, P], token = int8 x scale; a token's largest component becomes 127."""
+    scale = tokens.abs().amax(dim=-1) / _INT8_MAX
+    divisor = torch.where(scale > 0, scale, torch.ones_like(scale))
+    return (tokens / divisor.unsqueeze(-1)).round().to(torch.int8), scale
+
+
+def _pad(values: Tensor, num_frames: int) -> NDArray[Any]:
+    """Zeros behind the first axis up to ``num_frames``."""
+    padded = torch.zeros((num_frames, *values.shape[1:]), dtype=values.dtype)
+    padded[: len(values)] = values
+    array: NDArray[Any] = padded.numpy()
+    return array

@@ -1,0 +1,173 @@
+"""The main job on real and hostile files with a ViT-B/32, through the command line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from benchmarks.corpus import random_weights
+from index_store.records import VideoRecord
+from index_store.store import Store
+from tests.pipeline.conftest import Run
+
+pytestmark = pytest.mark.slow
+
+UNUSABLE = {
+    "absurd_dimensions_raw_100000.avi",
+    "audio_only.mp4",
+    "concat_script_as_video.mp4",
+    "gif_canvas_65535.gif",
+    "real_no_decodable_frame.mp4",
+    "real_zero_empty_stsc.mp4",
+    "text_renamed.mp4",
+    "truncated_no_moov.mp4",
+    "valid_header_garbage_payload.mp4",
+    "zero_bytes.mp4",
+    "zero_frames.mp4",
+}
+"""Of ``bad``: files of which no decoder gives a frame."""
+DAMAGED = {"bit_flips.mp4", "cut_mid_mdat.mp4", "real_corrupted_missing_pps.mp4"}
+"""Of ``bad``: files that give some frames and then an error."""
+TECHNICAL_UNUSABLE = {"audio_only_ac3.mkv", "audio_only_two_aac.mp4"}
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return random_weights(tmp_path_factory.mktemp("weights") / "vit_b_32.safetensors")
+
+
+@pytest.fixture(scope="module")
+def corpus(assets: Path, weights: Path, run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    store = tmp_path_factory.mktemp("corpus") / "store"
+    done = run("extract", assets / "videos", "--store", store, "--pretrained", weights, "--device", "cpu", "--json")
+    assert done.code == 0, done.err
+    assert done.json["ok"] == 59
+    return store
+
+
+@pytest.fixture(scope="module")
+def hostile(assets: Path, weights: Path, run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    store = tmp_path_factory.mktemp("hostile") / "store"
+    sources = (assets / "videos_tech", assets / "bad")
+    done = run("extract", *sources, "--store", store, "--pretrained", weights, "--device", "cpu")
+    assert done.code == 3, done.err
+    return store
+
+
+def records(store: Path) -> dict[str, VideoRecord]:
+    with Store.open(store).snapshot() as snapshot:
+        return {record.key: record for record in snapshot.videos()}
+
+
+def test_all_real_clips_are_ok_and_gifs_came_through_the_fallback(corpus: Path) -> None:
+    found = records(corpus)
+    assert {record.status for record in found.values()} == {"ok"}
+    gifs = [record for key, record in found.items() if key.endswith(".gif")]
+    assert len(gifs) == 6
+    assert all(record.decoder.startswith("pyav") and record.decoder_note.startswith("decord") for record in gifs)
+
+
+def test_every_hostile_file_is_in_the_state_its_description_says(assets: Path, hostile: Path) -> None:
+    found = records(hostile)
+    quarantined = {key for key, record in found.items() if record.status == "quarantined"}
+    assert quarantined == UNUSABLE | TECHNICAL_UNUSABLE
+    assert all(found[key].reason_code for key in quarantined)
+    assert {key for key, record in found.items() if record.status == "partial"} >= DAMAGED
+    names = {path.name for folder in ("videos_tech", "bad") for path in (assets / folder).iterdir() if path.is_file()}
+    assert names - {"README.md"} <= set(found)
+
+
+def test_odd_names_survive_the_way_to_the_results(assets: Path, hostile: Path, run: Run, tmp_path: Path) -> None:
+    assert run("index", "--store", hostile).code == 0
+    (tmp_path / "q.txt").write_text("someone juggles a ball\n")
+    output = tmp_path / "run.jsonl"
+    done = run("rerank", "--store", hostile, "--queries", tmp_path / "q.txt", "--output", output, "--top-k", 500)
+    assert done.code == 0, done.err
+    keys = {json.loads(line)["key"] for line in output.read_text("utf-8").splitlines()}
+    names = {f"names/{path.name}" for path in (assets / "bad" / "names").iterdir()}
+    assert names
+    assert names <= keys
+
+
+def test_re_encodings_of_one_clip_are_nearly_equal(hostile: Path) -> None:
+    short = ("1fps", "1frame", "2frame", "3frame")
+    with Store.open(hostile).snapshot() as snapshot:
+        names = {
+            r.id: r.key
+            for r in snapshot.videos(["ok"])
+            if r.key.startswith("derived") and not any(s in r.key for s in short)
+        }
+        pooled = {
+            video: row
+            for ids, rows in snapshot.read_pooled(list(names))
+            for video, row in zip(ids.tolist(), rows, strict=True)
+        }
+    source = np.mean(list(pooled.values()), axis=0)
+    assert len(pooled) > 15
+    for video, row in pooled.items():
+        assert row @ source / np.linalg.norm(source) > 0.98, names[video]
+
+
+SAMPLE = (
+    "nasa_telescope.mp4",
+    "newtons_cradle.gif",
+    "space_needle.avi",
+    "carphone.mp4",
+    "asl_milk.mkv",
+    "pedestrian_street.mp4",
+    "bear_rocks.mp4",
+)
+
+
+@pytest.mark.parametrize("key", SAMPLE)
+def test_embeddings_agree_with_an_independent_path(corpus: Path, weights: Path, key: str) -> None:
+    with Store.open(corpus).snapshot() as snapshot:
+        record = snapshot.by_key(key)
+        assert record is not None
+        times = snapshot.read_frame_embeddings([record.id]).timestamps_seconds[0]
+        mask = snapshot.read_frame_embeddings([record.id]).frame_mask[0]
+        ((_, pooled),) = snapshot.read_pooled([record.id])
+    expected = independent_embedding(record.path, times[mask], weights)
+    assert float(pooled[0] @ expected) >= 0.999
+
+
+def independent_embedding(path: Path, times: NDArray[np.float64], weights: Path) -> NDArray[np.float32]:
+    """Every frame decoded one after the other, open_clip's own transform and towers in float32."""
+    model, preprocess = open_clip_model(weights)
+    pictures = []
+    with av.open(str(path)) as container:
+        stream = container.streams.best("video")
+        assert stream is not None
+        shown = [(frame.pts, frame) for frame in container.decode(stream)]  # type: ignore[attr-defined]
+        start = min(pts for pts, _ in shown)
+        starts = np.array([float((pts - start) * stream.time_base) for pts, _ in shown])
+        for time in times:
+            frame = shown[int(np.abs(starts - time).argmin())][1]
+            assert np.abs(starts - time).min() < 1e-3
+            pictures.append(preprocess(Image.fromarray(frame.to_ndarray(format="rgb24"))))
+    with torch.inference_mode():
+        frames = torch.nn.functional.normalize(model.encode_image(torch.stack(pictures)), dim=-1)
+        pooled: NDArray[np.float32] = torch.nn.functional.normalize(frames.mean(dim=0), dim=-1).numpy()
+    return pooled
+
+
+_loaded: dict[Path, Any] = {}
+
+
+def open_clip_model(weights: Path) -> Any:
+    import open_clip
+
+    if weights not in _loaded:
+        model, _, preprocess = open_clip.create_model_and_transforms(
+            "ViT-B-32", pretrained=str(weights), weights_only=True
+        )
+        _loaded[weights] = (model.eval(), preprocess)
+    return _loaded[weights]
