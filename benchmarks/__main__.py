@@ -1,0 +1,29 @@
+"""``python -m benchmarks [NAME...]``: claims on stderr, a JSON object a line on stdout; exit code 1 when one misses."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+
+NAMES = ("reads", "search", "extract", "memory")
+
+
+def main() -> int:
+    """Run the chosen benchmarks, or all."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"one of {', '.join(NAMES)}; all by default")
+    names = parser.parse_args().names or NAMES
+    unknown = [name for name in names if name not in NAMES]
+    if unknown:
+        parser.error(f"no benchmark is called {unknown[0]!r}; there are {', '.join(NAMES)}")
+    holds = True
+    for name in names:
+        for ratio in importlib.import_module(f"benchmarks.{name}").run():
+            ratio.show()
+            holds &= ratio.holds
+    return 0 if holds else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

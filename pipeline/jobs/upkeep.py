@@ -1,0 +1,81 @@
+"""``tbpipe index``, ``info`` and ``quarantine``: what keeps a store and tells about it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from index_store.errors import InputError
+from index_store.records import VideoRecord, VideoStatus
+from index_store.settings import StoreSettings
+from index_store.store import Store
+
+if TYPE_CHECKING:
+    from stages.index import IndexReport
+
+
+@dataclass(frozen=True, slots=True)
+class StoreInfo:
+    """What a store holds, in numbers."""
+
+    directory: Path
+    settings: StoreSettings
+    counts: dict[VideoStatus, int]
+    num_shards: int
+    bytes_by_part: dict[str, int]
+    generations: tuple[tuple[int, int, str], ...]
+    """(number, vectors, factory) of each index generation kept, newest last."""
+    index_is_current: bool
+
+
+def index(directory: Path, factory: str = "Flat", parameters: str = "", lock_timeout: float = 0.0) -> IndexReport:
+    """Run ``tbpipe index``."""
+    from stages.index import build_index
+
+    return build_index(Store.open(directory), factory, parameters, lock_timeout)
+
+
+def info(directory: Path) -> StoreInfo:
+    """Run ``tbpipe info``."""
+    store = Store.open(directory)
+    with store.snapshot() as snapshot:
+        size = snapshot.size_bytes()
+        generations = snapshot.generations()
+        return StoreInfo(
+            directory=store.directory,
+            settings=store.settings,
+            counts=snapshot.counts(),
+            num_shards=len(snapshot.shards()),
+            bytes_by_part={"shards": size.shards, "index": size.index, "catalog": size.catalog},
+            generations=tuple((entry.id, entry.num_vectors, entry.factory) for entry in generations),
+            index_is_current=bool(generations) and generations[-1].commit_number == snapshot.commit_number,
+        )
+
+
+def quarantined(directory: Path, keys: Sequence[str] = ()) -> list[VideoRecord]:
+    """Run ``tbpipe quarantine``: the records in quarantine, all or those with the given keys.
+
+    Raises InputError for a key that is not in quarantine.
+    """
+    with Store.open(directory).snapshot() as snapshot:
+        records = list(snapshot.videos(["quarantined"]))
+    _require_keys(keys, records)
+    return [record for record in records if not keys or record.key in keys]
+
+
+def requeue(directory: Path, keys: Sequence[str], lock_timeout: float) -> int:
+    """Run ``tbpipe quarantine --retry``; gives the number of videos that the next extract tries again."""
+    store = Store.open(directory)
+    with store.writer(lock_timeout) as writer:
+        with store.snapshot() as snapshot:
+            _require_keys(keys, list(snapshot.videos(["quarantined"])))
+        return writer.requeue(keys or None)
+
+
+def _require_keys(keys: Sequence[str], records: Sequence[VideoRecord]) -> None:
+    known = {record.key for record in records}
+    for key in keys:
+        if key not in known:
+            raise InputError(f"no quarantined video has the key {key!r}; 'tbpipe quarantine' lists them")

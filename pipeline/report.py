@@ -1,0 +1,275 @@
+"""Records -> what people read (tables) or programs (one JSON object). Results go to stdout, remarks to stderr."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+if TYPE_CHECKING:
+    from index_store.records import VideoRecord
+    from pipeline.demo import DemoResult
+    from pipeline.jobs.extract import Estimate, ExtractResult
+    from pipeline.jobs.rerank import RerankResult, SearchResult
+    from pipeline.jobs.upkeep import StoreInfo
+    from stages.index import IndexReport
+
+
+def printable(text: str) -> str:
+    """``text`` on one line without control characters, so that a file name cannot steer the terminal."""
+    return "".join(
+        character if character.isprintable() else character.encode("unicode_escape", "backslashreplace").decode("ascii")
+        for character in text.encode("utf-8", "backslashreplace").decode("utf-8")
+    )
+
+
+def size(num_bytes: float) -> str:
+    """Bytes for people: 614.4 KB, 58.3 MB."""
+    for unit in ("B", "KB", "MB", "GB", "TB"):
+        if num_bytes < 1000 or unit == "TB":
+            return f"{num_bytes:.0f} {unit}" if unit == "B" else f"{num_bytes:.1f} {unit}"
+        num_bytes /= 1000
+    raise AssertionError("unreachable")
+
+
+def duration(seconds: float) -> str:
+    """Seconds for people: 4.2 s, 3 min 20 s, 5 h 2 min."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def remark(text: str) -> None:
+    """One line on stderr."""
+    print(printable(text), file=sys.stderr)
+
+
+def show_estimate(estimate: Estimate, as_json: bool) -> None:
+    """Print what extract would do."""
+    if as_json:
+        _print_json(estimate)
+        return
+    table = _fact_table("dry run: nothing was changed")
+    table.add_row("videos found", str(estimate.num_files))
+    table.add_row("new", str(estimate.num_new))
+    table.add_row("changed", str(estimate.num_changed))
+    table.add_row("done already", str(estimate.num_unchanged))
+    table.add_row("to read", size(estimate.source_bytes))
+    table.add_row("to write", f"{size(estimate.total_bytes)} ({size(estimate.bytes_per_video)} a video)")
+    table.add_row("free on disk", size(estimate.free_bytes))
+    table.add_row("time, about", duration(estimate.seconds))
+    _print(table)
+    if estimate.total_bytes > estimate.free_bytes:
+        remark("this does not fit on the disk: free some space, or use --token-dtype int8 or --keep-tokens")
+
+
+def show_extract(result: ExtractResult, as_json: bool) -> None:
+    """Print what extract did."""
+    report = result.report
+    for problem in report.problems:
+        remark(f"could not look into {problem}")
+    if as_json:
+        fields = {name: value for name, value in dataclasses.asdict(report).items() if name != "interrupted"}
+        _print_json(
+            {
+                "files": result.num_files,
+                "left": result.num_left,
+                "interrupted": result.interrupted_by is not None,
+                **fields,
+            }
+        )
+        return
+    parts = [
+        (report.ok, "ok"),
+        (report.partial, "partial"),
+        (report.shared, "copies of known content"),
+        (report.moved, "moved"),
+        (report.quarantined, "quarantined"),
+        (report.unchanged, "done before"),
+        (result.num_left, "left to do"),
+    ]
+    counted = ", ".join(f"{count} {name}" for count, name in parts if count)
+    print(f"{result.num_files} videos: {counted or 'nothing to do'}")
+    if report.quarantined:
+        reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(report.reasons.items()))
+        remark(f"newly quarantined: {reasons}; 'tbpipe quarantine --store {result.store}' says why for each")
+
+
+def show_index(report: IndexReport, as_json: bool) -> None:
+    """Print which generation serves now."""
+    if as_json:
+        _print_json(report)
+        return
+    state = "is up to date" if report.was_up_to_date else "is published"
+    content = f"{report.num_vectors} videos x {report.dim}, {report.factory}, {size(report.size_bytes)}"
+    print(f"index generation {report.generation} {state}: {content}")
+    if report.recall is not None:
+        found = f"recall@{report.recall_k} against exact search: {report.recall:.4f}"
+        print(f"{found} ({report.num_recall_queries} stored embeddings, {report.search_parameters or 'no parameters'})")
+
+
+def show_rerank(result: RerankResult, as_json: bool) -> None:
+    """Print a summary of a rerank run; the results are in its output file."""
+    for warning in result.warnings:
+        remark(warning)
+    if result.output == Path("-"):
+        return
+    if as_json:
+        _print_json(result)
+        return
+    work = f"{result.num_queries} queries x {result.top_k} candidates re-ranked by {result.method}"
+    print(f"{work} into {printable(str(result.output))}")
+
+
+def show_search(result: SearchResult, as_json: bool) -> None:
+    """Print the hits of one query as a table."""
+    for warning in result.warnings:
+        remark(warning)
+    hits = result.ranking.hits
+    if as_json:
+        _print_json({"query": result.text, "hits": hits})
+        return
+    table = Table(
+        "#", "video", "score", "broad", "best moment", title=Text(f"“{printable(result.text)}”"), title_justify="left"
+    )
+    for rank, hit in enumerate(hits, start=1):
+        moment = "" if hit.moment_seconds is None else f"{hit.moment_seconds:.2f} s"
+        table.add_row(
+            str(rank), Text(printable(hit.key), overflow="fold"), f"{hit.score:.4f}", f"{hit.broad_score:.4f}", moment
+        )
+    _print(table)
+
+
+def show_info(info: StoreInfo, as_json: bool) -> None:
+    """Print what a store holds."""
+    settings = info.settings
+    if as_json:
+        _print_json(
+            {
+                "store": info.directory,
+                "videos": info.counts,
+                "bytes": info.bytes_by_part,
+                "shards": info.num_shards,
+                "fingerprint": settings.fingerprint,
+                "settings": settings,
+                "generations": [
+                    dict(zip(("generation", "vectors", "factory"), row, strict=True)) for row in info.generations
+                ],
+                "index_is_current": info.index_is_current,
+            }
+        )
+        return
+    table = _fact_table(printable(str(info.directory)))
+    for status, count in info.counts.items():
+        table.add_row(status, str(count))
+    for part, num_bytes in info.bytes_by_part.items():
+        table.add_row(part, size(num_bytes))
+    table.add_row("shard files", str(info.num_shards))
+    table.add_row(
+        "model", f"{settings.model.name} / {printable(settings.model.pretrained)}, {settings.model.compute_dtype}"
+    )
+    table.add_row("tokens", "{} frames x {} x {}, {}".format(*settings.token_shape, settings.tokens.dtype))
+    table.add_row("a video takes", size(settings.bytes_per_video))
+    table.add_row("fingerprint", settings.fingerprint[:16])
+    for number, vectors, factory in info.generations:
+        table.add_row(f"index {number}", f"{vectors} videos, {factory}")
+    state = (
+        "current"
+        if info.index_is_current
+        else "older than the store: run 'tbpipe index'"
+        if info.generations
+        else "none: run 'tbpipe index'"
+    )
+    table.add_row("index", state)
+    _print(table)
+
+
+def show_quarantine(records: list[VideoRecord], as_json: bool) -> None:
+    """Print the quarantined videos with their reasons."""
+    if as_json:
+        names = ("key", "path", "reason_code", "reason_detail", "attempts")
+        _print_json([{name: getattr(record, name) for name in names} for record in records])
+        return
+    if not records:
+        print("nothing is quarantined")
+        return
+    table = Table("video", "reason", "what was found", "attempts")
+    for record in records:
+        detail = Text(printable(record.reason_detail), overflow="fold")
+        table.add_row(Text(printable(record.key), overflow="fold"), record.reason_code, detail, str(record.attempts))
+    _print(table)
+
+
+def show_requeued(count: int, as_json: bool) -> None:
+    """Print how many videos the next extract will try again."""
+    if as_json:
+        _print_json({"released": count})
+    else:
+        print(f"{count} videos released; the next 'tbpipe extract' tries them again")
+
+
+def show_demo(result: DemoResult, as_json: bool) -> None:
+    """Print the demo's queries, what each view put on top, and how often it was right."""
+    if as_json:
+        _print_json(
+            {
+                "broad": result.broad,
+                "focused": result.focused,
+                "videos": result.num_videos,
+                "queries": result.num_queries,
+                "seed": result.seed,
+            }
+        )
+        return
+    table = Table(
+        "query",
+        "focused view found",
+        "score",
+        "at",
+        "right",
+        title=f"{result.num_videos} rendered videos, seed {result.seed}",
+    )
+    for row in result.rows:
+        mark = Text("yes", style="green") if row.is_right else Text("no", style="red")
+        table.add_row(Text(row.query), Text(row.found), f"{row.score:.3f}", f"{row.moment_seconds:.1f} s", mark)
+    _print(table)
+    for name, metrics in (("broad view", result.broad), ("focused view", result.focused)):
+        print(f"{name:13}" + "  ".join(f"{metric} {value:5.1f} %" for metric, value in metrics.items()))
+    if result.directory is not None:
+        remark(f"videos and store are kept in {result.directory}")
+
+
+def _fact_table(title: str) -> Table:
+    table = Table(show_header=False, title=Text(title), title_justify="left")
+    table.add_column(style="bold")
+    table.add_column(overflow="fold")
+    return table
+
+
+def _print(table: Table) -> None:
+    width = None if sys.stdout.isatty() or "COLUMNS" in os.environ else 120
+    Console(width=width, highlight=False).print(table)
+
+
+def _print_json(value: object) -> None:
+    json.dump(value, sys.stdout, default=_plain, ensure_ascii=True, allow_nan=False)
+    sys.stdout.write("\n")
+
+
+def _plain(value: Any) -> object:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+    if isinstance(value, Path):
+        return os.fsencode(value).decode("utf-8", "backslashreplace")
+    if isinstance(value, Mapping):
+        return dict(value)
+    raise TypeError(f"{type(value).__name__} has no JSON form")
