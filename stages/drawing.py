@@ -197,14 +197,15 @@ def _draw_background(scene: Scene, height: int, width: int) -> Array:
     """float32 [H, W, 3]."""
     shade = np.array(scene.shade, dtype=np.float32)
     side = min(height, width)
-    y = ((np.arange(height, dtype=np.float32) + np.float32(0.5)) / np.float32(side))[:, None]
-    x = ((np.arange(width, dtype=np.float32) + np.float32(0.5)) / np.float32(side))[None, :]
+    # 0 to 1 across the square in the middle, so that what is seen there does not depend on the picture's format.
+    y = ((np.arange(height, dtype=np.float32) + np.float32(0.5 - (height - side) / 2)) / np.float32(side))[:, None]
+    x = ((np.arange(width, dtype=np.float32) + np.float32(0.5 - (width - side) / 2)) / np.float32(side))[None, :]
     if scene.background in _PLAIN_BACKGROUNDS:
         canvas = np.broadcast_to(np.array(_PLAIN_BACKGROUNDS[scene.background], dtype=np.float32), (height, width, 3))
     else:
         # Specks and blades are 1/40 of the side, so that every picture size shows the same ones.
         grain = np.random.default_rng([c + 10 for c in scene.shade]).random((64, 64), dtype=np.float32)
-        cells = grain[(y * 40).astype(np.int64) % 64, (x * 40).astype(np.int64) % 64]
+        cells = grain[np.floor(y * 40).astype(np.int64) % 64, np.floor(x * 40).astype(np.int64) % 64]
         canvas = _draw_pattern(scene.background, x, y, cells)
     shaded: Array = np.clip(canvas + shade, 0, 255).astype(np.float32)
     return shaded

@@ -134,7 +134,7 @@ def extract(
             pending = _Pending.of(file, result, copies.is_copy(result))
             assembly.append(pending)
             if pending.needs_frames and result.frames is not None:
-                encoder.add(pending, preprocessor(torch.as_tensor(result.frames.frames)))
+                encoder.add(pending, preprocessor(torch.as_tensor(result.frames.frames).to(model.device)))
             result.release()
             hand_over()
         encoder.flush()

@@ -34,6 +34,8 @@ _NUM_SAMPLES = 3
 """Videos that an estimate of time decodes."""
 DEFAULT_MODEL = "ViT-B-32"
 DEFAULT_PRETRAINED = "openai"
+_QUICK_GELU = "-quickgelu"
+"""What a store adds to the model's name when the weights ask for that activation, as OpenAI's do."""
 _DEFAULT_BATCH_FRAMES = {"cpu": 32, "cuda": 256}
 
 
@@ -166,7 +168,8 @@ def _model_and_settings(job: ExtractJob) -> tuple[ClipModel, StoreSettings]:
     pinned = Store.open(job.store).settings if _is_store(job.store) else None
     name = job.model or (pinned.model.name if pinned else DEFAULT_MODEL)
     if pinned is not None and job.pretrained is None:
-        pretrained = pinned.model.pretrained if name == pinned.model.name else ""
+        same = name.removesuffix(_QUICK_GELU) == pinned.model.name.removesuffix(_QUICK_GELU)
+        pretrained = pinned.model.pretrained if same else ""
     else:
         pretrained = job.pretrained or ("" if job.model else DEFAULT_PRETRAINED)
     dtype = pinned.model.compute_dtype if pinned is not None and job.dtype == "auto" else job.dtype

@@ -122,6 +122,18 @@ def test_settings_are_the_same_whichever_tower_is_loaded(folder: Path, model: Cl
         assert load_model(settings.name, settings.pretrained, device="cpu", towers=towers).settings() == settings
 
 
+@pytest.mark.parametrize("name", MODELS)
+def test_shipped_models_load_again_from_their_settings(name: str) -> None:
+    model = load_model(name, device="cpu")
+    settings = model.settings()
+    assert settings.name == name
+    assert model.encode_texts(["a dog"]).sentence.shape == (1, settings.embed_dim)
+    again = load_model(settings.name, settings.pretrained, device="cpu", towers="image")
+    assert again.settings() == settings
+    pixels = some_pixels(2, settings.image_size)
+    assert again.encode_frames(pixels).shape == (2, settings.tokens_per_frame, settings.embed_dim)
+
+
 def test_only_the_asked_tower_works(folder: Path) -> None:
     with pytest.raises(UsageError, match="without its text tower"):
         load_model(f"local-dir:{folder}", towers="image").encode_texts(["a"])

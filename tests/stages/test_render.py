@@ -19,7 +19,7 @@ from stages.render import (
     render_corpus,
     render_demo,
 )
-from stages.scenes import COLOURS, LEVELS, SHAPES, Scene, Thing, describe, holds
+from stages.scenes import BACKGROUNDS, COLOURS, LEVELS, SHAPES, Scene, Thing, describe, holds
 from stages.video import decode
 
 SMALL = VideoFormat(width=64, height=48, frames_per_second=8, seconds=1.0)
@@ -67,6 +67,16 @@ def test_moving_things_go_where_they_should(motion: str, x_direction: int, y_dir
     # From 0.05 to 0.95 of the way of 2 x 0.25 of the side.
     assert last[0] - first[0] == pytest.approx(x_direction * 45, abs=1)
     assert last[1] - first[1] == pytest.approx(y_direction * 45, abs=1)
+
+
+@pytest.mark.parametrize("background", sorted(BACKGROUNDS))
+def test_a_wide_picture_shows_the_same_in_its_middle(background: str) -> None:
+    scene = Scene((thing(motion="right", reach=0.25),), background, (3, -4, 5))
+    for square, wide, tall in zip(
+        draw_frames(scene, 3, 64, 64), draw_frames(scene, 3, 64, 96), draw_frames(scene, 3, 90, 64), strict=True
+    ):
+        np.testing.assert_allclose(wide[:, 16:80], square.astype(int), atol=1)
+        np.testing.assert_allclose(tall[13:77], square.astype(int), atol=1)
 
 
 def test_things_are_there_in_their_time_only() -> None:
