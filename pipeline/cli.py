@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -64,6 +65,13 @@ class _Group(click.Group):
     """Turns errors into one line on stderr and their exit code."""
 
     def main(self, *args: Any, **kwargs: Any) -> NoReturn:
+        before = signal.signal(signal.SIGTERM, _terminate)
+        try:
+            self._run(*args, **kwargs)
+        finally:
+            signal.signal(signal.SIGTERM, before)
+
+    def _run(self, *args: Any, **kwargs: Any) -> NoReturn:
         try:
             code = super().main(*args, **{**kwargs, "standalone_mode": False})
         except click.exceptions.Abort:
@@ -75,6 +83,8 @@ class _Group(click.Group):
             _leave(str(error), error.exit_code)
         except KeyboardInterrupt:
             _leave("interrupted; everything finished before is committed", 130)
+        except _TerminatedError:
+            _leave("terminated; everything finished before is committed", 143)
         except BrokenPipeError:  # the reader of our stdout has gone: nobody to talk to
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             sys.exit(141)
@@ -87,6 +97,14 @@ class _Group(click.Group):
                 1,
             )
         sys.exit(code if isinstance(code, int) else 0)
+
+
+class _TerminatedError(BaseException):
+    """SIGTERM: unwinds, so that temporary files are removed."""
+
+
+def _terminate(signal_number: int, frame: object) -> NoReturn:
+    raise _TerminatedError
 
 
 def _leave(message: str, code: int) -> NoReturn:

@@ -63,6 +63,7 @@ def show_estimate(estimate: Estimate, as_json: bool) -> None:
     table.add_row("new", str(estimate.num_new))
     table.add_row("changed", str(estimate.num_changed))
     table.add_row("done already", str(estimate.num_unchanged))
+    table.add_row("to do", str(estimate.num_to_do))
     table.add_row("to read", size(estimate.source_bytes))
     table.add_row("to write", f"{size(estimate.total_bytes)} ({size(estimate.bytes_per_video)} a video)")
     table.add_row("free on disk", size(estimate.free_bytes))

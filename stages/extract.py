@@ -25,6 +25,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from index_store.errors import StoreError
 from index_store.records import VideoFeatures, VideoFile, VideoOutcome
 from index_store.settings import StoreSettings
 from stages.tokens import pack_features
@@ -352,10 +353,10 @@ class _Committer(AbstractContextManager["_Committer"]):
         self._open_bytes = 0
         self._opened_at = 0.0
 
-    def __exit__(self, kind: object, *exc_info: object) -> None:
-        """Commit what is finished, whatever ended the run, and wait for it."""
+    def __exit__(self, kind: type[BaseException] | None, *exc_info: object) -> None:
+        """Commit what is finished, whatever ended the run but a failed commit, and wait for it."""
         try:
-            if self._open:
+            if self._open and not (kind is not None and issubclass(kind, StoreError)):
                 self._seal()
         finally:
             self._thread.shutdown()

@@ -27,9 +27,9 @@ from stages.scenes import (
     Scene,
     Statement,
     change,
+    count_wrong,
     describe,
     draw_scene,
-    holds,
     loosen,
     vary,
 )
@@ -213,9 +213,9 @@ def render_demo(
 ) -> tuple[list[CaptionedVideo], list[JudgedQuery]]:
     """Render the demo's corpus into ``directory``/videos, with captions.jsonl, queries.jsonl and qrels.tsv.
 
-    Of each query exactly one video is right. The first ``num_queries`` say what can be seen in single frames; four hard
-    ones ("hard1" ...) follow, each with a twin of the right video that differs in one detail. Raises ValueError for too
-    small a corpus.
+    Of each query exactly one video is right. The first ``num_queries`` say what single frames show, and of every other
+    video at least two of their details are wrong; four hard ones ("hard1" ...) follow, each with a twin of the right
+    video that differs in one detail. Raises ValueError for too small a corpus.
     """
     rng = np.random.default_rng([seed, 4])
     scenes, targets = _demo_scenes(rng, seed, num_videos)
@@ -258,13 +258,16 @@ def _demo_scenes(rng: np.random.Generator, seed: int, num_videos: int) -> tuple[
 def _plain_queries(
     rng: np.random.Generator, pool: list[CaptionedVideo], videos: list[CaptionedVideo], num_queries: int
 ) -> list[JudgedQuery]:
-    """Queries about colour, shape and background, each true of one video of all; each of another video of ``pool``."""
+    """Queries about colour, shape and background, each with one video of ``pool`` for its answer.
+
+    Of any other video at least two details of the query are wrong.
+    """
     queries: list[JudgedQuery] = []
     for i in rng.permutation(len(pool)):
         statement = loosen(describe(pool[i].scene, _PLAIN_SAYS), rng, keep=0.8)
-        right = [video.key for video in videos if holds(statement, video.scene)]
-        if len(right) == 1:
-            queries.append(JudgedQuery(f"q{len(queries) + 1:02d}", phrase(statement, rng), (right[0],), False))
+        close = [video.key for video in videos if count_wrong(statement, video.scene) < 2]
+        if close == [pool[i].key]:
+            queries.append(JudgedQuery(f"q{len(queries) + 1:02d}", phrase(statement, rng), (close[0],), False))
         if len(queries) == num_queries:
             return queries
     raise ValueError(

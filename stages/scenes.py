@@ -195,6 +195,26 @@ def holds(statement: Statement, scene: Scene) -> bool:
     return False
 
 
+def count_wrong(statement: Statement, scene: Scene) -> int:
+    """How many details of the statement are wrong for the scene, when its things take the parts of the claims at best.
+
+    0 exactly where ``holds`` is true. A claim without a thing is wrong in all its details; a wrong order counts as one.
+    """
+    things: list[Thing | None] = [*scene.things, *[None] * len(statement.claims)]
+    best = min(
+        sum(_count_wrong(claim, thing) for claim, thing in zip(statement.claims, chosen, strict=True))
+        for chosen in permutations(things, len(statement.claims))
+    )
+    best += statement.background not in (None, scene.background)
+    return max(best, int(not holds(statement, scene)))
+
+
+def _count_wrong(claim: Claim, thing: Thing | None) -> int:
+    names = ("shape", "colour", "texture", "size", "motion", "place")
+    claimed = [name for name in names if getattr(claim, name) is not None]
+    return sum(thing is None or getattr(claim, name) != getattr(thing, name) for name in claimed)
+
+
 @dataclass(frozen=True, slots=True)
 class Level:
     """How difficult the videos of a corpus are, and what their captions may mention."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -27,9 +28,15 @@ DOORS = {
 }
 
 
+@functools.cache
+def nodes(file: Path) -> list[ast.AST]:
+    """Everything in a file, as syntax."""
+    return list(ast.walk(ast.parse(file.read_text("utf-8"))))
+
+
 def imports_of(file: Path) -> Iterator[str]:
     """Every module that a file imports, at any depth."""
-    for node in ast.walk(ast.parse(file.read_text("utf-8"))):
+    for node in nodes(file):
         if isinstance(node, ast.Import):
             yield from (name.name for name in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -80,7 +87,7 @@ def test_help_loads_nothing_heavy() -> None:
 
 def test_nothing_is_ever_unpickled() -> None:
     for file in [file for package in FORBIDDEN for file in sources(package)]:
-        for node in ast.walk(ast.parse(file.read_text("utf-8"))):
+        for node in nodes(file):
             if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute):
                 continue
             owner, name = ast.unparse(node.func.value), node.func.attr

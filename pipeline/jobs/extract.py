@@ -86,6 +86,8 @@ class Estimate:
     num_files: int
     num_new: int
     num_changed: int
+    num_to_do: int
+    """New and changed ones, as far as --limit lets."""
     num_unchanged: int
     bytes_per_video: int
     total_bytes: int
@@ -130,8 +132,9 @@ def estimate(job: ExtractJob) -> Estimate:
     tasks = plan.tasks[: job.limit]
     return Estimate(
         num_files=len(found.files),
-        num_new=len(tasks) - plan.num_changed,
+        num_new=len(plan.tasks) - plan.num_changed,
         num_changed=plan.num_changed,
+        num_to_do=len(tasks),
         num_unchanged=plan.num_unchanged + len(plan.moved),
         bytes_per_video=settings.bytes_per_video,
         total_bytes=settings.bytes_per_video * len(tasks),

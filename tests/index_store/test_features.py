@@ -66,6 +66,7 @@ def test_checksums_are_over_the_documented_order(tmp_path: Path) -> None:
     assert record_checksum([getattr(video, name) for name in names]) == info.checksums[0]
 
 
+@pytest.mark.slow
 def test_the_same_features_give_the_same_bytes_in_another_process_at_another_time(tmp_path: Path) -> None:
     here = write_shard(tmp_path / "here.h5", SETTINGS, [features(seed) for seed in range(3)])
     code = (

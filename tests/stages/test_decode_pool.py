@@ -123,6 +123,7 @@ BAD = {
 }
 
 
+@pytest.mark.slow
 def test_bad_files_cost_themselves_only(clip: Path) -> None:
     paths = copies(clip, ["good_1.mp4", *BAD, "good_2.mp4"])
     with DecodePool(UNIFORM, num_workers=2, timeout_seconds=2.0, memory_bytes=512 << 20, decoders=ODD) as pool:
@@ -150,12 +151,14 @@ def test_a_hung_worker_is_killed_at_its_limit_not_later(clip: Path) -> None:
         assert error.detail == "not finished after 0.5 s"
 
 
+@pytest.mark.slow
 def test_a_file_that_fails_only_in_a_used_worker_is_not_blamed(clip: Path) -> None:
     paths = copies(clip, ["good.mp4", "fragile_1.mp4", "fragile_2.mp4", "last.mp4"])
     with DecodePool(UNIFORM, num_workers=1, decoders=ODD) as pool:
         assert states(pool, paths) == ["ok", "ok", "ok", "ok"]
 
 
+@pytest.mark.slow
 def test_a_file_that_crashes_does_not_go_through_all_workers(clip: Path) -> None:
     paths = copies(clip, ["slow_1.mp4", "slow_2.mp4", "crash.mp4", "process_1.mp4", "process_2.mp4", "slow_3.mp4"])
     before = children()
@@ -167,6 +170,7 @@ def test_a_file_that_crashes_does_not_go_through_all_workers(clip: Path) -> None
         assert len(used & children()) == 1
 
 
+@pytest.mark.slow
 def test_a_worker_that_somebody_kills_costs_nothing(clip: Path) -> None:
     paths = copies(clip, ["good.mp4", "slow_1.mp4", "slow_2.mp4"])
     before = children()
@@ -200,6 +204,7 @@ def test_workers_load_nothing_heavy(clip: Path, odd_pool: DecodePool) -> None:
     assert result.frames.note == "tests.stages.odd_decoder: heavy:"
 
 
+@pytest.mark.slow
 def test_workers_are_recycled(clip: Path) -> None:
     paths = copies(clip, [f"process_{n}.mp4" for n in range(6)])
     for recycle_after, num_processes in ((3, 2), (100, 1)):
@@ -237,6 +242,7 @@ def test_tasks_are_taken_as_they_are_needed(clip: Path, odd_pool: DecodePool) ->
     assert states(odd_pool, [clip]) == ["ok"]  # the pool is free again
 
 
+@pytest.mark.slow
 def test_frames_that_wait_are_bounded_in_bytes(tmp_path: Path) -> None:
     batch_bytes = 4 * 96 * 128 * 3
     paths = [write_clip(tmp_path / f"{n}.mp4", 8, size=(96, 128)) for n in range(12)]

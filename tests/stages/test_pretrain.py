@@ -12,9 +12,11 @@ import torch
 from safetensors.torch import load_file
 from torch.nn import functional
 
-from stages.models import load_model
+from index_store.settings import SamplingSettings
+from stages.models import MODELS, load_model
 from stages.models.bpe import learn_merges, read_merges, write_merges
-from stages.models.tiny import TinySizes, new_model, new_tokenizer, save_tokenizer, vocabulary_size
+from stages.models.tiny import TinySizes, model_config, new_model, new_tokenizer, save_tokenizer, vocabulary_size
+from stages.preprocess import Preprocessor
 from stages.pretrain import (
     PretrainConfig,
     Recall,
@@ -27,14 +29,16 @@ from stages.pretrain import (
     encode_texts,
     gated_patches,
     learning_rate_factor,
+    main,
     make_corpus,
     pool_frames,
     pretrain,
     recall,
     true_elsewhere,
 )
-from stages.render import VideoFormat, draw_scenes
-from stages.scenes import LEVELS, describe
+from stages.render import CaptionedVideo, VideoFormat, draw_scenes, render_corpus, render_demo
+from stages.scenes import LEVELS, Combinations, describe
+from stages.video import decode
 
 SIZES = TinySizes(16, 16, 8, 32, 1, 32, 1, 16, 40)
 CONFIG = PretrainConfig(
@@ -134,6 +138,19 @@ def test_recall_counts_ties_against_the_right_answer() -> None:
     assert recall(scores).at_5 == expected.at_5
 
 
+@pytest.mark.parametrize("changes", [{"num_videos": 15}, {"frames_kept": 1}, {"steps": 0}], ids=str)
+def test_settings_that_cannot_be_run_are_refused(changes: dict[str, int]) -> None:
+    with pytest.raises(ValueError, match=r"batch|frames"):
+        replace(CONFIG, **changes)  # type: ignore[arg-type]
+
+
+def test_the_command_line_refuses_too_few_videos(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(["--output", "unused", "--work", "unused", "--videos", "8"])
+    assert stopped.value.code == 2
+    assert "8 videos do not fill a batch of 128" in capsys.readouterr().err
+
+
 def test_the_learning_rate_rises_then_falls() -> None:
     config = replace(CONFIG, steps=110, warmup_steps=10)
     factors = [learning_rate_factor(step, config) for step in range(110)]
@@ -171,6 +188,45 @@ def test_a_few_steps_of_training_fit_a_batch(tmp_path: Path) -> None:
     assert losses[-1]["heads"] < 0.5 * losses[0]["heads"]
 
 
+def test_the_shipped_files_are_what_the_command_writes_and_small() -> None:
+    folder = MODELS["tbpipe-small"]
+    config = json.loads((folder / "open_clip_config.json").read_text(encoding="utf-8"))
+    merges = read_merges(folder / "bpe_merges.txt.gz")
+    assert config == model_config(TinySizes(), len(merges))
+    new_model(TinySizes(), len(merges)).load_state_dict(load_file(folder / "open_clip_model.safetensors"))
+    assert sum(file.stat().st_size for file in folder.iterdir()) < 8_000_000
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("combinations", "floor"), [("any", 75.0), ("unseen", 55.0)])
+def test_the_shipped_model_finds_videos_that_training_never_saw(
+    tmp_path: Path, combinations: Combinations, floor: float
+) -> None:
+    videos = render_corpus(tmp_path, 555, 60, "mixed", combinations)
+    scores = broad_scores([video.caption for video in videos], videos)
+    assert recall(scores).at_1 >= floor
+    assert recall(scores).at_5 >= 90
+
+
+@pytest.mark.slow
+def test_the_shipped_model_answers_the_demos_plain_queries(tmp_path: Path) -> None:
+    videos, queries = render_demo(tmp_path)
+    plain = [query for query in queries if not query.is_hard]
+    best = broad_scores([query.text for query in plain], videos).argmax(dim=1).tolist()
+    right = [videos[i].key in query.relevant_keys for i, query in zip(best, plain, strict=True)]
+    assert sum(right) >= 11
+
+
+def broad_scores(texts: list[str], videos: list[CaptionedVideo]) -> torch.Tensor:
+    """Cosine of every text with every video [T, V], with the shipped model, as extract and search do it."""
+    model = load_model("tbpipe-small", device="cpu")
+    preprocess, sampling = Preprocessor(model.settings()), SamplingSettings("uniform", 12)
+    frames = [preprocess(torch.from_numpy(decode(video.path, sampling).frames)) for video in videos]
+    pooled = pool_frames(torch.stack([model.encode_frames(pixels)[:, 0] for pixels in frames]))
+    return functional.normalize(model.encode_texts(texts).sentence, dim=-1) @ pooled.T
+
+
+@pytest.mark.slow
 def test_the_command_writes_a_model_that_loads_and_the_same_one_again(tmp_path: Path) -> None:
     first = pretrain(tmp_path / "a", tmp_path / "work", CONFIG, SIZES, evaluate_every=5)
     assert pretrain(tmp_path / "b", tmp_path / "work", CONFIG, SIZES, evaluate_every=5) == first

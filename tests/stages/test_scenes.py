@@ -18,6 +18,7 @@ from stages.scenes import (
     Statement,
     Thing,
     change,
+    count_wrong,
     describe,
     details_of,
     draw_scene,
@@ -57,6 +58,21 @@ def test_a_statement_holds_when_different_things_can_take_its_parts(
     statement: Statement, scene: Scene, expected: bool
 ) -> None:
     assert holds(statement, scene) is expected
+    assert (count_wrong(statement, scene) == 0) is expected
+
+
+@pytest.mark.parametrize(
+    ("statement", "expected"),
+    [
+        (Statement((RED_CIRCLE, BLUE_STAR), "black"), 1),
+        (Statement((Claim("circle", "blue"), Claim("star", "red"))), 2),
+        (Statement((Claim("ring", "green"),), "black"), 3),
+        (Statement((Claim("ring"), RED_CIRCLE, BLUE_STAR)), 1),
+        (Statement((RED_CIRCLE, BLUE_STAR), in_order=True), 1),
+    ],
+)
+def test_wrong_details_are_counted_with_the_best_cast(statement: Statement, expected: int) -> None:
+    assert count_wrong(statement, BOTH) == expected
 
 
 @pytest.mark.parametrize("name", sorted(LEVELS))
