@@ -112,6 +112,7 @@ def kill_at_steps(action: str, directory: Path, stride: int) -> list[tuple[Path,
     return [(directory / number, step) for number, step in lines]
 
 
+@pytest.mark.slow
 def test_a_power_cut_in_the_middle_of_the_log_leaves_old_or_new(tmp_path: Path) -> None:
     store = base_store(tmp_path / "base")
     old = everything(store.directory)

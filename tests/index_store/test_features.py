@@ -145,6 +145,7 @@ def test_rows_come_back_in_the_order_asked_for(shards: Shards, locations: list[t
     reader.close()
 
 
+@pytest.mark.slow
 @given(locations=LOCATIONS, kept_bytes=st.sampled_from([0, 20, 150, 1000]), threaded=st.booleans())
 def test_the_way_of_reading_does_not_matter(
     shards: Shards, locations: list[tuple[int, int]], kept_bytes: int, threaded: bool

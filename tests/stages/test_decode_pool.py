@@ -139,6 +139,7 @@ def test_a_bad_file_gets_the_same_reason_first_and_last_on_every_run(name: str, 
             assert states(pool, paths) == [BAD.get(path.name, "ok") for path in paths]
 
 
+@pytest.mark.slow
 def test_a_hung_worker_is_killed_at_its_limit_not_later(clip: Path) -> None:
     paths = copies(clip, ["good.mp4", "hang.mp4"])
     with DecodePool(UNIFORM, num_workers=1, timeout_seconds=0.5, decoders=ODD) as pool:
@@ -183,6 +184,7 @@ def test_a_worker_that_somebody_kills_costs_nothing(clip: Path) -> None:
         assert [state(result) for result in results] == ["ok", "ok"]
 
 
+@pytest.mark.slow
 def test_workers_ignore_the_signals_that_stop_a_run(clip: Path) -> None:
     paths = copies(clip, ["good.mp4", "slow_1.mp4", "slow_2.mp4"])
     before = children()
@@ -330,6 +332,7 @@ def test_workers_that_cannot_start_are_an_error_not_a_wait(clip: Path, monkeypat
         list(pool.map([DecodeTask(clip)]))
 
 
+@pytest.mark.slow
 def test_a_parent_that_is_killed_takes_its_workers_along(clip: Path) -> None:
     hang = copies(clip, ["hang.mp4"])[0]
     script = (

@@ -177,6 +177,7 @@ def test_augmented_frames_of_a_video_move_together_and_stay_in_range() -> None:
     assert between_frames < 0.3 * between_videos
 
 
+@pytest.mark.slow
 def test_a_few_steps_of_training_fit_a_batch(tmp_path: Path) -> None:
     torch.set_num_threads(1)
     trainer = Trainer(CONFIG, SIZES, tmp_path)

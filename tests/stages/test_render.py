@@ -120,6 +120,7 @@ def test_another_seed_gives_other_videos() -> None:
     assert not set(draw_scenes(1, 10, level)) & set(draw_scenes(2, 10, level))
 
 
+@pytest.mark.slow
 def test_too_many_videos_for_a_level_are_refused() -> None:
     level = replace(LEVELS["single"], says=frozenset({"shape"}))
     with pytest.raises(ValueError, match="ask for fewer"):
