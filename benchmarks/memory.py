@@ -43,7 +43,7 @@ def _peaks(rendered: Path, folder: Path, num_videos: int) -> dict[str, int]:
         "--output",
         str(folder / "run.trec"),
         "--memory",
-        "4M",
+        "8M",
         "--top-k",
         "20",
     ]
