@@ -400,7 +400,8 @@ class VectorIndex:
         """Inner products float32 [T, m] of each query with its own rows; each alone, so no other can change a bit."""
         faiss = _faiss()
         scores = np.empty(rows.shape, np.float32)
-        pointers = [faiss.swig_ptr(array) for array in (queries, scores, np.ascontiguousarray(rows))]
+        rows = np.ascontiguousarray(rows)  # a pointer does not keep its array alive
+        pointers = [faiss.swig_ptr(array) for array in (queries, scores, rows)]
         self._index.compute_distance_subset(len(queries), pointers[0], rows.shape[1], pointers[1], pointers[2])
         return scores
 

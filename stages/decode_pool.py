@@ -364,7 +364,7 @@ class DecodePool:
             self._failed_starts += 1
             if self._failed_starts >= MAX_FAILED_STARTS:
                 found = f"a decode worker cannot start, it {ended(status)}: {words or 'it said nothing'}"
-                self._fail(ComponentMissingError(f"{found}; run 'tbpipe doctor'"))
+                self._fail(ComponentMissingError(f"{found}; install tbpipe's dependencies again"))
         if worker.job is not None:
             if worker.num_done:
                 self._again(worker.job)

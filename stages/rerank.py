@@ -172,7 +172,7 @@ def _score(reranker: Reranker, batch: _Batch, device: torch.device) -> NDArray[n
         key = batch.records[int(batch.result.ids[row, column])].key
         raise StoreError(
             f"{reranker.name} gives query {batch.queries[row].id!r} and video {key!r} the score {scores[row, column]}; "
-            "run 'tbpipe verify' to see whether their features are damaged"
+            "their features may be damaged: extract them into a new store"
         )
     return scores
 
