@@ -20,8 +20,10 @@ FAIL_AT_FIRST_DAMAGED_FRAME = 1e-9
 EXACT_FORMATS = {"mov", "matroska", "avi", "flv"}
 """Containers in which it finds the frame it was asked for; in MPEG-TS, MPEG-PS and ASF it returned neighbours."""
 
-EXACT_PIXELS = {"yuv420p", "yuvj420p", "yuv422p", "yuvj422p", "yuv444p", "yuvj444p", "yuv410p"}
-"""Layouts that its FFmpeg turns into RGB as the newer one does. With 10 bits, edges differ by over 100 grey levels."""
+EXACT_PIXELS = {"yuv420p", "yuvj420p", "yuv422p", "yuvj422p", "yuv410p"}
+"""Layouts that its FFmpeg decodes and turns into RGB as the newer one does. With 10 bits, edges differ by over 100 grey
+levels. With 4:4:4 of an x264 before build 151, a reader that starts behind the first key frame, which names the build,
+decodes noise and reports nothing."""
 
 
 class Decord:

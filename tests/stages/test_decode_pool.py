@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import signal
@@ -51,8 +52,11 @@ def _nothing_is_left(odd_pool: DecodePool) -> Iterator[None]:
 
 def children(of: int | None = None) -> set[int]:
     """Processes whose parent is ``of`` (this process if None)."""
-    tasks = Path(f"/proc/{of or os.getpid()}/task")
-    return {int(child) for task in tasks.iterdir() for child in (task / "children").read_text().split()}
+    found: set[int] = set()
+    for task in Path(f"/proc/{of or os.getpid()}/task").iterdir():
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # a thread that has just ended
+            found |= {int(child) for child in (task / "children").read_text().split()}
+    return found
 
 
 def shared_memory() -> list[str]:

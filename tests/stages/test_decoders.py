@@ -25,7 +25,7 @@ CLIPS: dict[str, tuple[str, dict[str, object], bool]] = {
     "h264 with one key frame": ("mp4", {"options": {"g": "999", "bf": "2"}}, True),
     "h264 with key frames only": ("mkv", {"options": {"g": "1"}}, True),
     "h264 with open groups": ("mp4", {"options": {"g": "8", "bf": "3", "x264-params": "open-gop=1:scenecut=0"}}, True),
-    "h264 4:4:4": ("mp4", {"pixels": "yuv444p"}, True),
+    "h264 4:4:4": ("mp4", {"pixels": "yuv444p"}, False),
     "h264 4:2:2": ("mkv", {"pixels": "yuv422p"}, True),
     "h264 full range": ("mp4", {"pixels": "yuvj420p"}, True),
     "h264 10 bits": ("mp4", {"pixels": "yuv420p10le"}, False),
