@@ -7,7 +7,6 @@ BEIR TSV or TREC qrels. Written: TREC runs, JSON Lines, Parquet; the suffix of t
 from __future__ import annotations
 
 import contextlib
-import csv
 import importlib.util
 import itertools
 import json
@@ -23,6 +22,7 @@ import numpy as np
 
 from index_store.atomic import replacing
 from index_store.errors import ComponentMissingError, InputError, UsageError, from_os_error
+from index_store.lines import Line, read_csv_records, read_lines, shown
 from index_store.records import Query, Ranking
 
 RunFormat = Literal["trec", "jsonl", "parquet"]
@@ -43,7 +43,6 @@ ID_COLUMNS = ("query_id", "query-id", "qid", "_id", "id", "key", "video_id")
 TEXT_COLUMNS = ("text", "query", "sentence", "caption", "description")
 """Header names of the query's text in CSV and TSV; the first that is present counts."""
 
-_SHOWN = 60  # characters of a broken line that a message repeats
 _LINE_ENDS = str.maketrans({"\x85": "\\u0085", "\u2028": "\\u2028", "\u2029": "\\u2029"})
 """What str.splitlines takes for the end of a line and JSON does not escape."""
 _ROWS_PER_GROUP = 65_536  # rows that a Parquet writer holds in memory
@@ -60,24 +59,6 @@ class Judgement:
     """0 or less: not relevant."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Line:
-    """One line, or one CSV record, of an input file."""
-
-    path: Path
-    number: int
-    """From 1; of a record that spans lines, the first."""
-    text: str
-
-    def broken(self, found: str, expected: str) -> InputError:
-        """The error that says what is wrong with this line."""
-        return InputError(f"{self.path} line {self.number}: found {found}, expected {expected}; correct that line")
-
-    def shown(self) -> str:
-        """The line's beginning, safe to print."""
-        return _shown(self.text)
-
-
 def read_queries(path: Path) -> list[Query]:
     """All queries of a file, in its order; white space around ids and texts is dropped, blank lines are skipped.
 
@@ -86,7 +67,7 @@ def read_queries(path: Path) -> list[Query]:
     TEXT_COLUMNS. ``.txt``: one text a line, its id is the line number. Raises InputError naming file, line, what was
     found and what was expected.
     """
-    parsers: dict[str, Callable[[Path], Iterator[tuple[_Line, Query]]]] = {
+    parsers: dict[str, Callable[[Path], Iterator[tuple[Line, Query]]]] = {
         ".jsonl": _jsonl_queries,
         ".tsv": _tsv_queries,
         ".csv": _csv_queries,
@@ -100,7 +81,7 @@ def read_queries(path: Path) -> list[Query]:
     for line, query in parse(path):
         _check_query(line, query)
         if query.id in first_seen:
-            raise line.broken(f"the query id {_shown(query.id)} of line {first_seen[query.id]} again", "another id")
+            raise line.broken(f"the query id {shown(query.id)} of line {first_seen[query.id]} again", "another id")
         first_seen[query.id] = line.number
         queries.append(query)
     if not queries:
@@ -114,14 +95,14 @@ def read_qrels(path: Path) -> list[Judgement]:
     Ids in TREC qrels are taken as ``escape_id`` writes them. Raises InputError naming file, line, found and expected.
     """
     judgements: dict[tuple[str, str], Judgement] = {}
-    for line in _lines(path):
+    for line in read_lines(path):
         cells = line.text.split("\t")
         if not judgements and [cell.strip().lower() for cell in cells] == ["query-id", "corpus-id", "score"]:
             continue
         judgement = _judgement(line, cells)
         pair = (judgement.query_id, judgement.key)
         if pair in judgements:
-            raise line.broken(f"query {_shown(pair[0])} and video {_shown(pair[1])} judged before", "each pair once")
+            raise line.broken(f"query {shown(pair[0])} and video {shown(pair[1])} judged before", "each pair once")
         judgements[pair] = judgement
     if not judgements:
         raise InputError(f"{path} holds no judgement; expected query, video and relevance in each line")
@@ -195,46 +176,18 @@ def _percent(match: re.Match[str]) -> str:
 # -- reading ----------------------------------------------------------------------------------------------------------
 
 
-def _shown(text: str) -> str:
-    return ascii(text if len(text) <= _SHOWN else text[:_SHOWN] + "...")
-
-
-def _lines(path: Path) -> Iterator[_Line]:
-    """The lines of a UTF-8 file that are not blank."""
-    return (line for line in _all_lines(path) if line.text.strip())
-
-
-def _all_lines(path: Path) -> Iterator[_Line]:
-    try:
-        with contextlib.nullcontext(sys.stdin.buffer) if str(path) == "-" else path.open("rb") as handle:
-            for number, raw in enumerate(handle, start=1):
-                yield _Line(path, number, _decoded(path, number, raw))
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror}; name a file that can be read") from error
-
-
-def _decoded(path: Path, number: int, raw: bytes) -> str:
-    try:
-        text = raw.decode("utf-8-sig" if number == 1 else "utf-8")
-    except UnicodeDecodeError as error:
-        found = f"the byte 0x{raw[error.start]:02x} at position {error.start + 1}"
-        raise _Line(path, number, "").broken(found, "text in UTF-8") from error
-    return text.rstrip("\r\n")
-
-
-def _check_query(line: _Line, query: Query) -> None:
+def _check_query(line: Line, query: Query) -> None:
     if not query.id:
         raise line.broken("an empty query id", "an id")
     if not query.text:
         raise line.broken("a query without text", "a text")
     for value in (query.id, query.text):
-        if any("\ud800" <= character <= "\udfff" for character in value):
-            raise line.broken(f"half a character in {_shown(value)}", "whole Unicode characters")
+        line.check_whole(value)
 
 
-def _jsonl_queries(path: Path) -> Iterator[tuple[_Line, Query]]:
+def _jsonl_queries(path: Path) -> Iterator[tuple[Line, Query]]:
     expected = 'an object like {"_id": "q1", "text": "a dog runs"}'
-    for line in _lines(path):
+    for line in read_lines(path):
         try:
             parsed: Any = json.loads(line.text)
         except (ValueError, RecursionError) as error:
@@ -249,8 +202,8 @@ def _jsonl_queries(path: Path) -> Iterator[tuple[_Line, Query]]:
         yield line, Query(identity.strip(), text.strip())
 
 
-def _tsv_queries(path: Path) -> Iterator[tuple[_Line, Query]]:
-    lines = _lines(path)
+def _tsv_queries(path: Path) -> Iterator[tuple[Line, Query]]:
+    lines = read_lines(path)
     first = next(lines, None)
     if first is None:
         return
@@ -265,31 +218,15 @@ def _tsv_queries(path: Path) -> Iterator[tuple[_Line, Query]]:
         yield line, Query(cells[0].strip(), cells[1].strip())
 
 
-def _csv_queries(path: Path) -> Iterator[tuple[_Line, Query]]:
-    records = _csv_records(path)
+def _csv_queries(path: Path) -> Iterator[tuple[Line, Query]]:
+    records = read_csv_records(path)
     header = next(records, None)
     if header is None:
         return
     if _columns(header[1]) is None:
-        found = f"the columns {', '.join(map(_shown, header[1]))}"
+        found = f"the columns {', '.join(map(shown, header[1]))}"
         raise header[0].broken(found, f"one of {', '.join(ID_COLUMNS)} and one of {', '.join(TEXT_COLUMNS)}")
     yield from _table_queries(header, records)
-
-
-def _csv_records(path: Path) -> Iterator[tuple[_Line, list[str]]]:
-    reader = csv.reader((line.text + "\n" for line in _all_lines(path)), strict=True)
-    while True:
-        start = _Line(path, reader.line_num + 1, "")
-        try:
-            cells = next(reader, None)
-        except csv.Error as error:
-            raise start.broken(
-                f"a broken CSV record ({error})", "commas between cells and closed double quotes"
-            ) from error
-        if cells is None:
-            return
-        if any(cell.strip() for cell in cells):
-            yield start, cells
 
 
 def _columns(header: list[str]) -> tuple[int, int] | None:
@@ -301,8 +238,8 @@ def _columns(header: list[str]) -> tuple[int, int] | None:
 
 
 def _table_queries(
-    header: tuple[_Line, list[str]], rows: Iterable[tuple[_Line, list[str]]]
-) -> Iterator[tuple[_Line, Query]]:
+    header: tuple[Line, list[str]], rows: Iterable[tuple[Line, list[str]]]
+) -> Iterator[tuple[Line, Query]]:
     columns = _columns(header[1])
     assert columns is not None
     for line, cells in rows:
@@ -311,12 +248,12 @@ def _table_queries(
         yield line, Query(cells[columns[0]].strip(), cells[columns[1]].strip())
 
 
-def _txt_queries(path: Path) -> Iterator[tuple[_Line, Query]]:
-    for line in _lines(path):
+def _txt_queries(path: Path) -> Iterator[tuple[Line, Query]]:
+    for line in read_lines(path):
         yield line, Query(str(line.number), line.text.strip())
 
 
-def _judgement(line: _Line, tab_cells: list[str]) -> Judgement:
+def _judgement(line: Line, tab_cells: list[str]) -> Judgement:
     cells = [cell.strip() for cell in tab_cells]
     if len(cells) != 3:
         words = line.text.split()
@@ -328,7 +265,7 @@ def _judgement(line: _Line, tab_cells: list[str]) -> Judgement:
     try:
         return Judgement(cells[0], cells[1], int(cells[2]))
     except ValueError as error:
-        raise line.broken(f"the relevance {_shown(cells[2])}", "a whole number") from error
+        raise line.broken(f"the relevance {shown(cells[2])}", "a whole number") from error
 
 
 # -- writing ----------------------------------------------------------------------------------------------------------
