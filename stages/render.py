@@ -2,14 +2,16 @@
 benchmark.
 
 ``encode_video`` writes frames to an mp4 file, ``render_corpus`` makes a folder of rendered files with their captions,
-``render_demo`` the demo's corpus with queries and judgements. Everything follows from the seed, to the byte. What can
-happen is in ``stages.scenes``, how it looks in ``stages.drawing``, how it is said in ``stages.captions``.
+``render_families`` the fine-grained benchmark, ``render_demo`` the demo's corpus with queries and judgements.
+Everything follows from the seed, to the byte. What can happen is in ``stages.scenes``, how it looks in
+``stages.drawing``, how it is said in ``stages.captions``.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
@@ -18,6 +20,8 @@ import numpy as np
 
 from stages.captions import phrase
 from stages.drawing import Pixels, draw_frames
+from stages.families import FAMILIES, GROUP_SIZE, draw_family_scenes
+from stages.families import SAYS as FAMILY_SAYS
 from stages.scenes import (
     LEVELS,
     Attribute,
@@ -164,6 +168,31 @@ def render_corpus(
     return videos
 
 
+def render_families(
+    directory: Path,
+    seed: int,
+    num_videos: int,
+    families: Sequence[str] = tuple(FAMILIES),
+    combinations: Combinations = "any",
+    captions_each: int = 1,
+    on_video: Callable[[int], object] = lambda count: None,
+) -> list[CaptionedVideo]:
+    """Render the fine-grained benchmark: groups of near-duplicates, see ``stages.families``; files as render_corpus.
+
+    captions.jsonl holds ``captions_each`` paraphrases of what can be said of each video; the first one is its query.
+    """
+    scenes = draw_family_scenes(seed, num_videos, families, combinations)
+    videos = caption_scenes(directory, seed, scenes, FAMILY_SAYS, GROUP_SIZE)
+    for video in videos:
+        render_scene(video.path, video.scene, VideoFormat())
+        on_video(1)
+    rng = np.random.default_rng([seed, 7])
+    paraphrases = [replace(v, caption=phrase(v.statement, rng)) for v in videos for _ in range(captions_each - 1)]
+    write_captions(directory, sorted([*videos, *paraphrases], key=lambda video: video.key))
+    write_queries(directory, [JudgedQuery(f"q{i:05d}", v.caption, (v.key,), False) for i, v in enumerate(videos)])
+    return videos
+
+
 def caption_scenes(
     directory: Path, seed: int, scenes: list[Scene], says: frozenset[Attribute], group_size: int = 1
 ) -> list[CaptionedVideo]:
@@ -273,3 +302,33 @@ def _plain_queries(
     raise ValueError(
         f"only {len(queries)} of {num_queries} unambiguous queries were found among {len(videos)} videos; ask for fewer"
     )
+
+
+# ---- command --------------------------------------------------------------------------------------------------------
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Render the fine-grained benchmark into a folder."""
+    parser = argparse.ArgumentParser(prog="python -m stages.render", description=main.__doc__)
+    parser.add_argument("--output", type=Path, required=True, help="folder for videos/, captions.jsonl, queries.jsonl")
+    parser.add_argument("--seed", type=int, default=DEMO_SEED)
+    parser.add_argument("--videos", type=int, default=1000)
+    parser.add_argument("--families", default=",".join(FAMILIES), help="some of %(default)s")
+    parser.add_argument("--split", choices=("train", "test", "any"), default="any", help="colour-shape pairs to use")
+    parser.add_argument("--captions", type=int, default=1, help="captions of each video")
+    options = parser.parse_args(arguments)
+    families = options.families.split(",")
+    unknown = [family for family in families if family not in FAMILIES]
+    if unknown or options.videos < 1 or options.captions < 1:
+        parser.error(
+            f"no family {unknown[0]}; known: {', '.join(FAMILIES)}" if unknown else "videos and captions: >= 1"
+        )
+    combinations: dict[str, Combinations] = {"train": "seen", "test": "unseen", "any": "any"}
+    render_families(
+        options.output, options.seed, options.videos, families, combinations[options.split], options.captions
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -68,9 +68,20 @@ MOTIONS: tuple[str, ...] = (
     "shrinking",
     "blinking",
 )
+PLACES: tuple[str, ...] = (
+    "left",
+    "right",
+    "top",
+    "bottom",
+    "middle",
+    "top left",
+    "top right",
+    "bottom left",
+    "bottom right",
+)
 _SWEEPS_ACROSS = frozenset({"right", "left", "circling"})
 _SWEEPS_ALONG = frozenset({"up", "down", "bouncing", "circling"})
-_OPPOSITES = {
+OPPOSITES = {
     "right": "left",
     "left": "right",
     "up": "down",
@@ -78,6 +89,7 @@ _OPPOSITES = {
     "growing": "shrinking",
     "shrinking": "growing",
 }
+"""Motions that a mean over frames cannot tell apart: each the other one backwards."""
 _STAYS = frozenset({"still", "spinning", "growing", "shrinking", "blinking"})
 _ROUND = frozenset({"circle", "ring"})
 """Shapes that nobody can see spin."""
@@ -402,7 +414,7 @@ def vary(
     possible = [detail for detail in details_of(level) if details is None or detail in details]
     for _ in range(1000):
         changed = change(scene, possible[int(rng.integers(len(possible)))], rng)
-        if changed != scene and _is_allowed(changed, combinations):
+        if changed != scene and is_allowed(changed, combinations):
             return changed
     raise ValueError(f"nothing among {', '.join(possible)} can be changed in {scene}")
 
@@ -436,7 +448,7 @@ def change(scene: Scene, kind: Detail, rng: np.random.Generator) -> Scene:
     elif kind == "texture":
         things[i] = replace(things[i], texture=str(rng.choice(TEXTURES)))
     elif kind == "direction":
-        things[i] = replace(things[i], motion=_OPPOSITES.get(things[i].motion, things[i].motion))
+        things[i] = replace(things[i], motion=OPPOSITES.get(things[i].motion, things[i].motion))
     elif len(things) < 2:
         return scene
     elif kind == "swap" and things[0].colour != things[1].colour:
@@ -450,7 +462,7 @@ def change(scene: Scene, kind: Detail, rng: np.random.Generator) -> Scene:
     return replace(scene, things=tuple(things))
 
 
-def _is_allowed(scene: Scene, combinations: Combinations) -> bool:
+def is_allowed(scene: Scene, combinations: Combinations) -> bool:
     """Nothing that cannot be seen, no two things alike in colour and shape, no pair that the split forbids."""
     if any(thing.motion == "spinning" and thing.shape in _ROUND for thing in scene.things):
         return False

@@ -85,6 +85,17 @@ def new_model(sizes: TinySizes, num_merges: int) -> CLIP:
     return CLIP(**config, output_dict=False)
 
 
+def load_small(directory: Path, sizes: TinySizes) -> CLIP:
+    """The open_clip model that was saved in ``directory``, ready to evaluate."""
+    from safetensors.torch import load_file
+
+    vocabulary = json.loads((directory / CONFIG_NAME).read_text("utf-8"))["model_cfg"]["text_cfg"]["vocab_size"]
+    model = new_model(sizes, vocabulary - vocabulary_size(0))
+    model.load_state_dict(load_file(directory / WEIGHTS_NAME))
+    model.eval()
+    return model
+
+
 def new_tokenizer(directory: Path, context_length: int) -> Any:
     """open_clip's SimpleTokenizer with the merges of ``directory``: texts -> int64 [T, context_length]."""
     from open_clip.tokenizer import SimpleTokenizer

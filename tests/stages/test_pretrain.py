@@ -21,19 +21,21 @@ from stages.pretrain import (
     PretrainConfig,
     Recall,
     Trainer,
-    attribute_labels,
-    augment,
     contrast,
     eercf_scores,
+    learning_rate_factor,
+    main,
+    pretrain,
+    recall,
+)
+from stages.pretrain_data import (
+    attribute_labels,
+    augment,
     encode_frames,
     encode_texts,
     gated_patches,
-    learning_rate_factor,
-    main,
     make_corpus,
     pool_frames,
-    pretrain,
-    recall,
     true_elsewhere,
 )
 from stages.render import CaptionedVideo, VideoFormat, draw_scenes, render_corpus, render_demo
@@ -181,7 +183,9 @@ def test_augmented_frames_of_a_video_move_together_and_stay_in_range() -> None:
 def test_a_few_steps_of_training_fit_a_batch(tmp_path: Path) -> None:
     torch.set_num_threads(1)
     trainer = Trainer(CONFIG, SIZES, tmp_path)
-    corpus = make_corpus(tmp_path / "videos", 5, 16, CONFIG, SIZES.image_size, training=True)
+    corpus = make_corpus(
+        tmp_path / "videos", 5, 16, CONFIG.level, 4, CONFIG.frames_kept, SIZES.image_size, CONFIG.video_format
+    )
     rows = torch.arange(16).numpy()
     losses = [trainer.step(min(i, 5), corpus, rows) for i in range(40)]
     assert losses[0]["videos"] == pytest.approx(math.log(16), abs=0.6)

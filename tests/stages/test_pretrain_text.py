@@ -1,0 +1,66 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from stages.families import FAMILIES, SAYS, reorder
+from stages.models import MODELS
+from stages.models.tiny import TinySizes, load_small, new_tokenizer
+from stages.pretrain_data import make_corpus
+from stages.pretrain_text import BindingConfig, binding_labels, first_weights, learn_to_bind, main
+from stages.render import VideoFormat
+from stages.rerankers.token_binder import TokenBinderWeights
+from stages.scenes import Claim, Statement, describe, draw_scene
+
+SMALL = MODELS["tbpipe-small"]
+
+
+def test_labels_say_what_belongs_to_what() -> None:
+    red, star = Claim(colour="red", shape="circle", motion="up"), Claim(colour="blue", shape="star", motion="down")
+    labels = binding_labels(Statement((red, star), "meadow"))
+    swapped = (replace(red, motion="down"), replace(star, motion="up"))
+    assert not torch.equal(labels, binding_labels(Statement(swapped, "meadow")))
+    assert torch.equal(labels, binding_labels(Statement((star, red), "meadow")))
+    assert not torch.equal(labels, binding_labels(Statement((red, star), "meadow", in_order=True)))
+    assert labels.sum() == 1 + 2 * 4  # background; of each thing: colour and shape both ways, colour and shape moving
+    scene = draw_scene(np.random.default_rng(0), FAMILIES["order"].level)
+    first, second = (binding_labels(describe(one, SAYS)) for one in (scene, reorder(scene)))
+    assert first.sum() == second.sum()
+    assert not torch.equal(first, second)
+
+
+@pytest.mark.slow
+def test_the_text_tower_learns_and_the_image_tower_stays(tmp_path: Path) -> None:
+    model = load_small(SMALL, TinySizes())
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    corpus = make_corpus(tmp_path / "videos", 5, 16, "mixed", 4, 1, 48, VideoFormat(seconds=0.4))
+    losses: list[dict[str, float]] = []
+    config = BindingConfig(steps=30, num_pairs=8, num_texts=24)
+    learn_to_bind(model, new_tokenizer(SMALL, 40), corpus, config, lambda step, found: losses.append(found))
+    assert losses[-1]["bound"] < 0.75 * losses[0]["bound"]
+    after = model.state_dict()
+    assert all(torch.equal(after[name], before[name]) for name in before if name.startswith("visual."))
+    assert not torch.equal(after["text_projection"], before["text_projection"])
+    weights = first_weights(model)
+    assert torch.equal(weights.text["text_projection"], after["text_projection"])
+    assert not weights.fusion
+
+
+@pytest.mark.slow
+def test_the_command_writes_weights_to_start_from(tmp_path: Path) -> None:
+    arguments = [
+        "--output",
+        str(tmp_path / "w.safetensors"),
+        "--work",
+        str(tmp_path),
+        "--steps",
+        "2",
+        "--videos",
+        "128",
+    ]
+    assert main(arguments) == 0
+    assert TokenBinderWeights.load(tmp_path / "w.safetensors").kind.model == "tbpipe-small"
