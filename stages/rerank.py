@@ -6,26 +6,21 @@ Only the candidates' tokens are read, each once for all queries of a batch, whil
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from index_store.errors import StoreError, UsageError
+from index_store.errors import StoreError
 from index_store.records import Hit, Query, Ranking, VideoRecord
 from index_store.store import Snapshot, TokenBatch
 from index_store.vectors import SearchResult, VectorIndex
-from stages.rerankers.base import CandidateBatch, QueryBatch, Reranker
+from stages.rerankers.base import QueryBatch, Reranker
 from stages.search import BroadView, EncodedQueries, TextEncoder, best_moments, encode_queries, unit_length
+from stages.token_batches import DEFAULT_MEMORY_BYTES, TokenBuffers, ahead, candidate_batch, video_capacity
 
 DEFAULT_TOP_K = 50
-DEFAULT_MEMORY_BYTES = 256 << 20
-"""Larger batches share more reads between queries; where the corpus is large, little is shared anyway."""
-
-_Item = TypeVar("_Item")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -60,49 +55,24 @@ def rerank(
     it nor on the other queries. Raises UsageError when the candidates of one query do not fit into it.
     """
     view = BroadView(snapshot, index)
-    capacity = _capacity(snapshot, min(top_k, len(index)), memory_bytes)
-    for batch in _ahead(_batches(snapshot, view, encode_queries(encoder, queries), top_k, capacity)):
+    capacity = video_capacity(snapshot, min(top_k, len(index)), memory_bytes)
+    for batch in ahead(_batches(snapshot, view, encode_queries(encoder, queries), top_k, capacity)):
         yield from _rankings(batch, _score(reranker, batch, torch.device(device)))
 
 
-def _capacity(snapshot: Snapshot, num_candidates: int, memory_bytes: int) -> int:
-    """How many videos' tokens fit into half of the memory; the other half is being filled meanwhile."""
-    frames, tokens, width = snapshot.settings.token_shape
-    video_bytes = frames * tokens * (2 * width if snapshot.settings.tokens.dtype == "float16" else width + 4)
-    capacity = memory_bytes // (2 * video_bytes)
-    if capacity < max(1, num_candidates):
-        needed_mb = -(-2 * video_bytes * max(1, num_candidates) // 10**6)
-        raise UsageError(
-            f"{num_candidates} candidates of {video_bytes} bytes do not fit twice into {memory_bytes // 10**6} MB; "
-            f"give --memory {needed_mb} MB or a smaller --top-k"
-        )
-    return capacity
-
-
 # -- finding and reading: one thread, one batch ahead ------------------------------------------------------------------
-
-
-def _ahead(items: Iterator[_Item]) -> Iterator[_Item]:
-    """The same items; the next one is made in another thread while the caller works on this one."""
-    end = object()
-    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="rerank-read") as pool:
-        coming = pool.submit(next, items, end)
-        while (item := coming.result()) is not end:
-            coming = pool.submit(next, items, end)
-            yield item  # type: ignore[misc]
 
 
 def _batches(
     snapshot: Snapshot, view: BroadView, encoded: Iterable[EncodedQueries], top_k: int, capacity: int
 ) -> Iterator[_Batch]:
     """Batches of queries with at most ``capacity`` distinct candidates; tokens lie in two buffers in turn."""
-    buffers = _Buffers(snapshot, capacity)
+    buffers = TokenBuffers(snapshot, capacity)
     for queries, features in encoded:
         result = view.candidates(features.sentence.cpu().numpy(), top_k)
         for part in _cut(result.ids, capacity):
             found = SearchResult(result.scores[part], result.ids[part])
-            text = QueryBatch(features.sentence[part], features.words[part], features.word_mask[part])
-            yield _read(snapshot, queries[part], text, found, buffers)
+            yield _read(snapshot, queries[part], QueryBatch.of(features)[part], found, buffers)
 
 
 def _cut(ids: NDArray[np.int64], capacity: int) -> Iterator[slice]:
@@ -119,21 +89,8 @@ def _cut(ids: NDArray[np.int64], capacity: int) -> Iterator[slice]:
         yield slice(start, len(ids))
 
 
-class _Buffers:
-    """Two arrays for tokens, given out in turn: one is scored while the other is filled."""
-
-    def __init__(self, snapshot: Snapshot, capacity: int) -> None:
-        shape = (min(capacity, max(1, snapshot.num_searchable)), *snapshot.settings.token_shape)
-        self._arrays = [np.empty(shape, snapshot.settings.tokens.dtype) for _ in range(2)]
-
-    def next(self) -> NDArray[np.generic]:
-        """The array that was given out longer ago."""
-        self._arrays.reverse()
-        return self._arrays[0]
-
-
 def _read(
-    snapshot: Snapshot, queries: list[Query], features: QueryBatch, result: SearchResult, buffers: _Buffers
+    snapshot: Snapshot, queries: list[Query], features: QueryBatch, result: SearchResult, buffers: TokenBuffers
 ) -> _Batch:
     """Look up the candidates and read the tokens of the distinct ones, those with the most visitors first."""
     ids, counts = np.unique(result.ids[result.ids >= 0], return_counts=True)
@@ -155,17 +112,8 @@ def _read(
 
 def _score(reranker: Reranker, batch: _Batch, device: torch.device) -> NDArray[np.float32]:
     """What the reranker says, float32 [B, K]. Raises StoreError for a score that is not a number."""
-    tokens = batch.tokens
-    candidates = CandidateBatch(
-        tokens=torch.from_numpy(tokens.tokens).to(device),
-        scales=None if tokens.scales is None else torch.from_numpy(tokens.scales).to(device),
-        frame_mask=torch.from_numpy(tokens.frame_mask).to(device),
-        index=torch.from_numpy(batch.index),
-        broad=torch.from_numpy(batch.result.scores).to(device),
-    )
-    texts = batch.features
-    queries = QueryBatch(texts.sentence.to(device), texts.words.to(device), texts.word_mask.to(device))
-    scores: NDArray[np.float32] = reranker.rank(queries, candidates).cpu().numpy()
+    candidates = candidate_batch(batch.tokens, batch.index, batch.result.scores, device)
+    scores: NDArray[np.float32] = reranker.rank(batch.features.to(device), candidates).cpu().numpy()
     wrong = ~np.isfinite(scores) & (batch.index >= 0)
     if wrong.any():
         row, column = np.argwhere(wrong)[0]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -45,6 +45,8 @@ class TextFeatures:
     """float32 [T, W, D], every position from start to end of text; zero where masked. W fits the longest text."""
     word_mask: Tensor
     """bool [T, W], True = start, word or end of text."""
+    indicators: Tensor | None = None
+    """float32 [T, M, D], the query indicators I_1..I_M of a model that has some; I_1 is the sentence."""
 
 
 class ClipModel:
@@ -70,6 +72,7 @@ class ClipModel:
         self._image: image.ImageTower | None = None
         self._text: text.TextTower | None = None
         self._tokenizer: Tokenizer | None = None
+        self._indicators: Tensor | None = None
 
     def settings(self) -> ModelSettings:
         """What must be equal for two feature sets to be comparable."""
@@ -118,43 +121,73 @@ class ClipModel:
 
         On a CPU texts run in float32 whatever the dtype: they are few, and half precision is slow on most processors.
         """
-        if self._text is None or self._tokenizer is None:
-            raise UsageError(f"model {self.name} was loaded without its text tower")
-        ids = self._tokenizer(texts)
-        mask = text.word_mask(ids, self._tokenizer.end_id)
-        lengths = self._lengths_to_run(mask)
+        tower, tokenizer = self.query_side()
+        ids = tokenizer(texts)
+        mask = text.word_mask(ids, tokenizer.end_id)
+        lengths = self._lengths_to_run(tower, mask)
         longest = max(lengths, default=1)
         width = self.architecture.embed_dim
         sentence = torch.zeros(len(ids), width, device=self.device)
         words = torch.zeros(len(ids), longest, width, device=self.device)
+        number = 0 if self._indicators is None else len(self._indicators)
+        indicators = torch.zeros(len(ids), number, width, device=self.device)
         with torch.inference_mode():
             for length in sorted(set(lengths)):
                 rows = torch.tensor([row for row, needed in enumerate(lengths) if needed == length])
-                sentence[rows], words[rows, :length] = self._encode_ids(ids[rows, :length])
+                sentence[rows], words[rows, :length], indicators[rows] = self._encode_ids(
+                    tower, ids[rows, :length], mask[rows].sum(dim=1) - 1
+                )
         mask = mask[:, :longest].to(self.device)
-        return TextFeatures(sentence, words.masked_fill_(~mask[..., None], 0), mask)
+        words.masked_fill_(~mask[..., None], 0)
+        return TextFeatures(sentence, words, mask, indicators if number else None)
 
-    def _lengths_to_run(self, mask: Tensor) -> list[int]:
+    def query_side(self) -> tuple[text.TextTower, Tokenizer]:
+        """The text tower and its tokenizer. Raises UsageError for a model that was loaded without."""
+        if self._text is None or self._tokenizer is None:
+            raise UsageError(f"model {self.name} was loaded without its text tower")
+        return self._text, self._tokenizer
+
+    def adopt_query_side(self, indicators: Tensor, weights: Mapping[str, Tensor], path: Path) -> None:
+        """From now on texts run through a text tower with these weights, and with query indicators [M, width].
+
+        Empty ``weights``: the tower stays as it is. ``path`` is where they came from, for messages. Raises UsageError
+        for a tower that takes no indicators, InputError for weights that do not fit.
+        """
+        tower, _ = self.query_side()
+        tower.check_takes_indicators(self.name)
+        if weights:
+            fill(tower.module, weights, "text.", path)
+            tower.module.to(self.device)
+        self._indicators = indicators.to(self.device)
+
+    def _lengths_to_run(self, tower: text.TextTower, mask: Tensor) -> list[int]:
         """The number of positions each text of mask [T, W] runs with: one of a few, depending on that text alone."""
         context_length = mask.shape[1]
-        if self._text is None or not self._text.may_be_cut:
+        if not tower.may_be_cut:
             return [context_length] * len(mask)
         choices = [length for length in TEXT_LENGTHS if length < context_length] + [context_length]
         return [next(length for length in choices if length >= needed) for needed in mask.sum(dim=1).tolist()]
 
-    def _encode_ids(self, ids: Tensor) -> tuple[Tensor, Tensor]:
-        """Ids [T, W] -> sentence [T, D], words [T, W, D], float32, in batches of one fixed shape."""
-        assert self._text is not None
+    def _encode_ids(self, tower: text.TextTower, ids: Tensor, ends: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Ids [T, W] -> sentence [T, D], words [T, W, D], indicators [T, M, D], float32, in batches of one shape."""
         size = TEXTS_PER_BATCH[self.device.type]
-        sentences, words = [], []
+        parts: list[tuple[Tensor, Tensor, Tensor]] = []
         for start in range(0, len(ids), size):
-            batch = ids[start : start + size]
-            padded = torch.cat([batch, batch[-1:].expand(size - len(batch), -1)]).to(self.device)
+            batch, end = _fill_up(ids[start : start + size], size), _fill_up(ends[start : start + size], size)
             with self._precision(self._text_dtype):
-                sentence, word = self._text.features(padded)
-            sentences.append(sentence[: len(batch)].float())
-            words.append(word[: len(batch)].float())
-        return torch.cat(sentences), torch.cat(words)
+                features = self._encode_batch(tower, batch.to(self.device), end.to(self.device))
+            number = min(size, len(ids) - start)
+            sentence, word, indicator = (feature[:number].float() for feature in features)
+            parts.append((sentence, word, indicator))
+        sentences, words, indicators = (torch.cat(part) for part in zip(*parts, strict=True))
+        return sentences, words, indicators
+
+    def _encode_batch(self, tower: text.TextTower, ids: Tensor, ends: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        if self._indicators is None:
+            sentence, words = tower.features(ids)
+            return sentence, words, sentence.new_empty(len(ids), 0, sentence.shape[1])
+        words, indicators = tower.features_with_indicators(ids, ends, self._indicators)
+        return indicators[:, 0], words, indicators
 
     @property
     def _text_dtype(self) -> ComputeDtype:
@@ -182,6 +215,11 @@ class ClipModel:
         module.eval().requires_grad_(False).to(self.device)
         if dtype != "float32":
             _lower(module, DTYPES[dtype])
+
+
+def _fill_up(rows: Tensor, size: int) -> Tensor:
+    """The same rows and copies of the last one, ``size`` in all."""
+    return torch.cat([rows, rows[-1:].expand(size - len(rows), *rows.shape[1:])])
 
 
 def load(name: str, pretrained: str, device: str, dtype: str, towers: Towers) -> ClipModel:

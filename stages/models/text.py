@@ -38,6 +38,46 @@ class TextTower:
             return words[:, -1], words[:, :-1]
         return text_global_pool(words, ids, pool_type=tower.pool_type, eos_token_id=tower.eos_id), words
 
+    def check_takes_indicators(self, name: str) -> None:
+        """Raise UsageError for a tower that does not read its sentence at the end-of-text token."""
+        if not self.may_be_cut:
+            raise UsageError(
+                f"model {name} does not read its sentence at an end-of-text token behind a causal mask, which query "
+                "indicators stand in for; use a CLIP model such as ViT-B-32"
+            )
+
+    def first_indicators(self, number: int, end_id: int, generator: torch.Generator) -> Tensor:
+        """Untrained query indicators [M, width]: the end-of-text token itself, then others at the scale of words.
+
+        Indicators that start alike stay alike, so I_2..I_M are drawn at random.
+        """
+        words = self.module.token_embedding.weight.detach().float()
+        drawn: Tensor = torch.randn(number, words.shape[1], generator=generator) * words.std()
+        drawn[0] = words[end_id]
+        return drawn
+
+    def features_with_indicators(self, ids: Tensor, ends: Tensor, indicators: Tensor) -> tuple[Tensor, Tensor]:
+        """Ids int64 [T, W], ends int64 [T], indicators [M, width] -> words [T, W, D], indicators [T, M, D].
+
+        Each indicator stands where the end-of-text token does and sees what that sees: all words, and itself. ``ends``
+        is the position of that token. The first indicator, untrained, is the sentence of ``features``.
+        """
+        tower = self.module
+        embedded, mask = tower._embeds(ids)
+        length, number = embedded.shape[1], len(indicators)
+        asked = indicators.to(embedded.dtype) + tower.positional_embedding[ends][:, None].to(embedded.dtype)
+        seen = torch.zeros(len(ids), length + number, length + number, dtype=torch.bool, device=ids.device)
+        seen[:, :length, :length] = mask[..., :length, :length] == 0
+        seen[:, length:, :length] = (torch.arange(length, device=ids.device) < ends[:, None])[:, None]
+        seen[:, length:, length:] = torch.eye(number, dtype=torch.bool, device=ids.device)
+        blocked = torch.zeros(seen.shape, dtype=embedded.dtype, device=ids.device).masked_fill_(~seen, -torch.inf)
+        heads = tower.transformer.resblocks[0].attn.num_heads
+        hidden = tower.transformer(
+            torch.cat([embedded, asked], dim=1), attn_mask=blocked.repeat_interleave(heads, dim=0)
+        )
+        features = self._to_joint_space(tower.ln_final(hidden))
+        return features[:, :length], features[:, length:]
+
     def _to_joint_space(self, features: Tensor) -> Tensor:
         projection = self.module.text_projection
         if projection is None:

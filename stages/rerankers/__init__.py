@@ -1,4 +1,4 @@
-"""The ways to re-order candidates: name -> class. One line adds a method."""
+"""The ways to re-order candidates: name -> class. One line adds a method that needs no weights."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from index_store.errors import UsageError
 from stages.rerankers.base import BroadReranker, CandidateBatch, QueryBatch, Reranker
 from stages.rerankers.eercf import EercfReranker
 
-__all__ = ["RERANKERS", "CandidateBatch", "QueryBatch", "Reranker", "make_reranker"]
+__all__ = ["RERANKERS", "TOKEN_BINDER", "CandidateBatch", "QueryBatch", "Reranker", "make_reranker"]
 
 RERANKERS: dict[str, Callable[[], Reranker]] = {
     "eercf": EercfReranker,
@@ -17,10 +17,14 @@ RERANKERS: dict[str, Callable[[], Reranker]] = {
 }
 """Name -> a class that needs no weights."""
 
+TOKEN_BINDER = "token-binder"
+"""The reranker that needs weights: ``stages.rerankers.token_binder.TokenBinderReranker.open``."""
+
 
 def make_reranker(name: str) -> Reranker:
-    """The reranker with this name. Raises UsageError naming the nearest one."""
+    """The reranker with this name that needs no weights. Raises UsageError naming the nearest one."""
     if name not in RERANKERS:
-        near = difflib.get_close_matches(name, RERANKERS, n=1, cutoff=0.0)[0]
-        raise UsageError(f"there is no reranker {name!r}; did you mean {near!r}? Known: {', '.join(sorted(RERANKERS))}")
+        known = [*RERANKERS, TOKEN_BINDER]
+        near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]
+        raise UsageError(f"there is no reranker {name!r}; did you mean {near!r}? Known: {', '.join(sorted(known))}")
     return RERANKERS[name]()

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor
 
 from index_store.records import ShapeError
+
+if TYPE_CHECKING:
+    from stages.models.clip import TextFeatures
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -21,6 +25,8 @@ class QueryBatch:
     """float32 [B, W, D]."""
     word_mask: Tensor
     """bool [B, W], True = start, word or end of text."""
+    indicators: Tensor | None = None
+    """float32 [B, M, D], the query indicators I_1..I_M of a model that has some; I_1 is the sentence."""
 
     def __post_init__(self) -> None:
         """Check shapes and dtypes."""
@@ -28,10 +34,29 @@ class QueryBatch:
         size, width = self.sentence.shape
         _expect("words", self.words, (size, None, width), (torch.float32,))
         _expect("word_mask", self.word_mask, (size, self.words.shape[1]), (torch.bool,))
+        if self.indicators is not None:
+            _expect("indicators", self.indicators, (size, None, width), (torch.float32,))
+
+    @staticmethod
+    def of(features: TextFeatures) -> QueryBatch:
+        """The features of texts as a text encoder gives them."""
+        return QueryBatch(features.sentence, features.words, features.word_mask, features.indicators)
 
     def __len__(self) -> int:
         """B."""
         return len(self.sentence)
+
+    def __getitem__(self, rows: slice | Tensor) -> QueryBatch:
+        """Some of the queries: a slice, or int64 [n] rows, which may repeat."""
+        return self._each(lambda part: part[rows])
+
+    def to(self, device: torch.device) -> QueryBatch:
+        """The same on ``device``."""
+        return self._each(lambda part: part.to(device))
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> QueryBatch:
+        indicators = None if self.indicators is None else change(self.indicators)
+        return QueryBatch(change(self.sentence), change(self.words), change(self.word_mask), indicators)
 
     def __repr__(self) -> str:
         """The shape, not the numbers."""
@@ -91,6 +116,15 @@ class Reranker(Protocol):
         """
         ...
 
+    def rank_texts(self, queries: QueryBatch, candidates: CandidateBatch) -> Tensor:
+        """Roles turned, for retrieval from video to text: each of V videos has K candidate texts.
+
+        queries: the T distinct texts. candidates.tokens [V, ...]: row v is video v; candidates.index int64 [V, K] on
+        the CPU: row of ``queries``, -1 = no candidate; candidates.broad float32 [V, K]. The scores float32 [V, K],
+        larger is better, -inf where there is no candidate. What a video's scores depend on is as in ``rank``.
+        """
+        ...
+
 
 class BroadReranker:
     """Leaves the order of the broad view as it is: what every focused view is compared with."""
@@ -100,6 +134,10 @@ class BroadReranker:
     def rank(self, queries: QueryBatch, candidates: CandidateBatch) -> Tensor:
         """The broad scores float32 [B, K], -inf where there is no candidate."""
         return candidates.broad.masked_fill(~candidates.is_candidate, -torch.inf)
+
+    def rank_texts(self, queries: QueryBatch, candidates: CandidateBatch) -> Tensor:
+        """The broad scores float32 [V, K], -inf where there is no candidate."""
+        return self.rank(queries, candidates)
 
 
 def _expect(name: str, tensor: Tensor, shape: tuple[int | None, ...], dtypes: tuple[torch.dtype, ...]) -> None:

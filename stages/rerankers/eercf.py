@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from stages.rerankers.base import CandidateBatch, QueryBatch
+from stages.rerankers.pairs import rank_texts_by_pairs
 from stages.rerankers.visits import blocks, videos_per_block
 
 _WEAK_TEMPERATURE = 0.01
@@ -83,6 +84,10 @@ class EercfReranker:
             for visit in block.visits:
                 scores[visit.cells] = self._score(texts[visit.queries], videos[visit.videos])
         return scores[:-1].view(candidates.index.shape)
+
+    def rank_texts(self, queries: QueryBatch, candidates: CandidateBatch) -> Tensor:
+        """The scores float32 [V, K] of the candidate texts of each video: those that ``rank`` gives the same pairs."""
+        return rank_texts_by_pairs(self.rank, queries, candidates)
 
     def _score(self, texts: Tensor, videos: _Videos) -> Tensor:
         """Scores float32 [c, Q] of the texts [c, Q, D], unit length, with the video of their row."""

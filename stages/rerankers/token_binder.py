@@ -1,0 +1,207 @@
+"""TokenBinder (Zhang et al., WACV 2025): one query's indicators look at the tokens of all its candidates at once.
+
+    S'_j = I_1 . f_CLS,j        broad view, cosines
+    S_j  = S'_j + Delta_j       focused view; Delta from stages.rerankers.fusion, divided by the logit scale
+
+``TokenBinderWeights`` is what training writes and reranking reads: text tower, indicators, fusion network, in one
+safetensors file.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from index_store.atomic import replacing
+from index_store.errors import FingerprintError, InputError, UsageError
+from index_store.settings import StoreSettings
+from stages.models import MODELS
+from stages.rerankers.base import CandidateBatch, QueryBatch
+from stages.rerankers.fusion import FusionConfig, FusionNetwork, VideoTokens
+
+if TYPE_CHECKING:
+    from stages.models.clip import ClipModel
+
+FORMAT = "tbpipe-token-binder-1"
+"""Value of ``format`` in the description of a weights file."""
+
+_DESCRIPTION = "token_binder"
+"""Metadata key of the description, a JSON object."""
+
+_SHIPPED = "token_binder.safetensors"
+"""Beside the weights of a model that ships with tbpipe."""
+
+_GPU_PART_BYTES = 1 << 30
+"""float32 tokens that are scored at once on a GPU."""
+
+
+@dataclass(frozen=True, slots=True)
+class FeatureKind:
+    """Which features the weights were trained on; those of another model or of other tokens mean nothing to them."""
+
+    model: str
+    weights_sha256: str
+    tokens_per_frame: int
+    keep_tokens: str
+
+    @staticmethod
+    def of(settings: StoreSettings) -> FeatureKind:
+        """The kind of features in a store. Sampling, frames and the way tokens are rounded may differ."""
+        model = settings.model
+        return FeatureKind(model.name, model.weights_sha256, model.tokens_per_frame, settings.tokens.keep)
+
+    def require(self, settings: StoreSettings, path: Path) -> None:
+        """Raise FingerprintError unless a store with these settings holds such features."""
+        found = FeatureKind.of(settings)
+        wrong = [name for name, value in asdict(self).items() if asdict(found)[name] != value]
+        if wrong:
+            stored = ", ".join(f"{name} {asdict(found)[name]}" for name in wrong)
+            trained = ", ".join(f"{name} {asdict(self)[name]}" for name in wrong)
+            raise FingerprintError(
+                f"{path} was trained on features of {trained}, the store holds {stored}; train on this store "
+                "('tbpipe train') or give the weights that belong to it"
+            )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TokenBinderWeights:
+    """Everything that was trained, and on what."""
+
+    kind: FeatureKind
+    config: FusionConfig
+    logit_scale: float
+    """Factor of cosines before the softmax."""
+    indicators: Tensor
+    """float32 [M, width of the text tower]."""
+    text: Mapping[str, Tensor]
+    """State of the text tower; empty where it was not trained."""
+    fusion: Mapping[str, Tensor]
+    """State of the fusion network."""
+
+    def save(self, path: Path) -> None:
+        """Write a safetensors file, whole or not at all."""
+        from safetensors.torch import save_file
+
+        tensors = {"indicators": self.indicators, "logit_scale": torch.tensor(self.logit_scale)}
+        tensors |= {f"text.{name}": tensor for name, tensor in self.text.items()}
+        tensors |= {f"fusion.{name}": tensor for name, tensor in self.fusion.items()}
+        kept = {name: tensor.detach().float().cpu().contiguous().clone() for name, tensor in sorted(tensors.items())}
+        description = {"format": FORMAT, "kind": asdict(self.kind), "config": asdict(self.config)}
+        with replacing(path) as temporary:  # one entry: the order of several is not always the same
+            save_file(kept, temporary, metadata={_DESCRIPTION: json.dumps(description, sort_keys=True)})
+
+    @staticmethod
+    def load(path: Path) -> TokenBinderWeights:
+        """Read what ``save`` wrote. Raises InputError for any other file."""
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            with safe_open(path, framework="pt", device="cpu") as file:
+                metadata: dict[str, str] = file.metadata() or {}
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  not a mapping
+        except (SafetensorError, OSError) as error:
+            raise InputError(f"{path} cannot be read as TokenBinder weights: {error}") from error
+        try:
+            described: dict[str, Any] = json.loads(metadata.get(_DESCRIPTION, "{}"))
+            found = described.get("format", "no format name")
+            if found != FORMAT:
+                raise InputError(f"{path} has {found} in its metadata, expected {FORMAT}: a file of 'tbpipe train'")
+            kind, config = FeatureKind(**described["kind"]), FusionConfig(**described["config"])
+            scale, indicators = float(tensors["logit_scale"]), tensors["indicators"]
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise InputError(f"{path} says {FORMAT} but its description is broken: {error}") from error
+        return TokenBinderWeights(kind, config, scale, indicators, _part(tensors, "text."), _part(tensors, "fusion."))
+
+    def network(self, path: Path) -> FusionNetwork:
+        """The fusion network with these weights, ready to use. Raises InputError when tensors are missing."""
+        network = FusionNetwork(self.config)
+        try:
+            network.load_state_dict(dict(self.fusion))
+        except RuntimeError as error:
+            raise InputError(
+                f"{path} does not fit its own description: {str(error).splitlines()[-1].strip()}"
+            ) from error
+        return network.eval().requires_grad_(requires_grad=False)
+
+
+def shipped_weights(settings: StoreSettings) -> Path | None:
+    """The weights that ship with tbpipe for features such as this store's; None where there are none."""
+    folder = MODELS.get(settings.model.name)
+    path = None if folder is None else folder / _SHIPPED
+    return path if path is not None and TokenBinderWeights.load(path).kind == FeatureKind.of(settings) else None
+
+
+class TokenBinderReranker:
+    """Scores the candidates of each query together."""
+
+    name = "token-binder"
+
+    def __init__(self, network: FusionNetwork, logit_scale: float, device: torch.device | str = "cpu") -> None:
+        self.network = network.to(device).eval()
+        self.logit_scale = logit_scale
+
+    @staticmethod
+    def open(path: Path, settings: StoreSettings, model: ClipModel) -> TokenBinderReranker:
+        """The reranker with the weights at ``path``, whose query side ``model`` takes over.
+
+        Raises FingerprintError for weights that do not fit the store's settings, InputError for a broken file.
+        """
+        weights = TokenBinderWeights.load(path)
+        weights.kind.require(settings, path)
+        model.adopt_query_side(weights.indicators, weights.text, path)
+        return TokenBinderReranker(weights.network(path), weights.logit_scale, model.device)
+
+    @torch.inference_mode()
+    def rank(self, queries: QueryBatch, candidates: CandidateBatch) -> Tensor:
+        """S float32 [B, K] on the scale of cosines, -inf where there is no candidate."""
+        indicators = _indicators(queries)
+        index = candidates.index
+        scores = torch.empty(index.shape, device=candidates.tokens.device)
+        for rows in self._parts(index.shape[0], index.shape[1], candidates):
+            chosen = index[rows].clamp_min(0).to(scores.device)
+            videos = VideoTokens.of(candidates.tokens[chosen], candidates.frame_mask[chosen])
+            scores[rows] = self._score(indicators[rows, None, 1:], videos, candidates, rows)
+        return scores
+
+    @torch.inference_mode()
+    def rank_texts(self, queries: QueryBatch, candidates: CandidateBatch) -> Tensor:
+        """Roles turned: S float32 [V, K] of the K candidate texts ``index`` [V, K] of each of V videos."""
+        indicators = _indicators(queries)
+        index = candidates.index
+        scores = torch.empty(index.shape, device=candidates.tokens.device)
+        for rows in self._parts(index.shape[0], 1, candidates):
+            chosen = index[rows].clamp_min(0).to(indicators.device)
+            videos = VideoTokens.of(candidates.tokens[rows, None], candidates.frame_mask[rows, None])
+            scores[rows] = self._score(indicators[chosen][:, :, 1:], videos, candidates, rows)
+        return scores
+
+    def _score(self, indicators: Tensor, videos: VideoTokens, candidates: CandidateBatch, rows: slice) -> Tensor:
+        broad, is_candidate = candidates.broad[rows], candidates.is_candidate[rows]
+        broad = broad.masked_fill(~is_candidate, 0.0)
+        delta: Tensor = self.network(indicators, videos, self.logit_scale * broad, is_candidate)
+        return (broad + delta / self.logit_scale).masked_fill(~is_candidate, -torch.inf)
+
+    @staticmethod
+    def _parts(number: int, videos_each: int, candidates: CandidateBatch) -> list[slice]:
+        """On a CPU one query at a time: a product of another shape may give other last bits."""
+        device = candidates.tokens.device
+        video_bytes = 4 * candidates.tokens[0].numel() if len(candidates.tokens) else 4
+        at_once = 1 if device.type == "cpu" else max(1, _GPU_PART_BYTES // (videos_each * video_bytes))
+        return [slice(start, min(start + at_once, number)) for start in range(0, number, at_once)]
+
+
+def _indicators(queries: QueryBatch) -> Tensor:
+    """[B, M, D]. Raises UsageError where texts were encoded without."""
+    if queries.indicators is None:
+        raise UsageError("these queries were encoded without query indicators; encode them with the weights' text side")
+    return queries.indicators
+
+
+def _part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
