@@ -1,0 +1,1 @@
+"""Training of the focused view on what a store holds."""

@@ -1,0 +1,97 @@
+"""What a training run was told: one dataclass, presets by name, recipes from TOML files."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from index_store.errors import InputError, UsageError
+from stages.rerankers.fusion import Head
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib  # type: ignore[import-not-found,unused-ignore]  # only there before Python 3.11
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainConfig:
+    """Everything that changes the weights. Defaults: the paper's recipe for MSR-VTT."""
+
+    num_indicators: int = 4
+    """M."""
+    num_candidates: int = 10
+    """K."""
+    num_blocks: int = 1
+    num_heads: int = 4
+    head: Head = "equivariant"
+    is_listwise: bool = True
+    """False: the same network scores every candidate alone."""
+    gumbel: float = 0.0
+    """Size of the Gumbel noise on the attention's logits; 1 is the Gumbel-Softmax's own."""
+    epochs: float = 5.0
+    batch_size: int = 128
+    learning_rate: float = 1e-4
+    """Of the focused view and the indicators."""
+    text_learning_rate: float = 1e-6
+    """Of the text tower; 0 keeps it as it is."""
+    weight_decay: float = 0.2
+    warmup: float = 0.1
+    """Share of the steps in which the learning rate rises; after it, it falls as half a cosine."""
+    neighbours: int = 3
+    """To every video drawn for a batch, so many of its nearest neighbours are added: hard negatives for its caption."""
+    v2t: bool = True
+    """Train both directions."""
+    micro_lists: int = 32
+    """Candidate lists that are scored at once; changes memory and speed, not the gradient."""
+    seed: int = 0
+    validation: float = 0.1
+    """Share of the videos that are kept from training, to choose the best weights."""
+    evaluate_every: int = 200
+    """Steps."""
+    patience: int = 5
+    """Evaluations without a better one after which training ends."""
+
+    def __post_init__(self) -> None:
+        """Raise UsageError for what cannot be trained."""
+        if self.num_indicators < 2 or self.num_candidates < 2 or self.batch_size < 2:
+            sizes = f"M = {self.num_indicators}, K = {self.num_candidates}, batch size = {self.batch_size}"
+            raise UsageError(f"{sizes}: each must be at least 2")
+        if not 0 < self.epochs < float("inf") or not 0 <= self.validation < 1:
+            raise UsageError(f"epochs = {self.epochs} must be above 0, validation = {self.validation} within [0, 1)")
+
+
+PRESETS: dict[str, TrainConfig] = {
+    "tokenbinder": TrainConfig(),
+    "small": TrainConfig(
+        epochs=10, batch_size=48, learning_rate=2e-3, text_learning_rate=2e-4, weight_decay=0.05, micro_lists=48
+    ),
+}
+"""tokenbinder: the paper's; small: for the small model that ships with the project, on a CPU."""
+
+
+def read_recipe(path: Path, base: TrainConfig) -> TrainConfig:
+    """``base`` with what the ``[train]`` table of a TOML file says. Raises InputError naming what is wrong."""
+    try:
+        table = tomllib.loads(path.read_text("utf-8")).get("train", {})
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise InputError(f"{path} cannot be read as a TOML recipe: {error}") from error
+    return with_options(base, table, str(path))
+
+
+def with_options(base: TrainConfig, options: dict[str, Any], source: str) -> TrainConfig:
+    """``base`` with other values for some fields. Raises InputError for an unknown field or a value of another type."""
+    fields = {field.name: field for field in dataclasses.fields(TrainConfig)}
+    for name, value in options.items():
+        if name not in fields:
+            raise InputError(f"{source} sets {name!r}, which no recipe has; known: {', '.join(sorted(fields))}")
+        wanted = type(getattr(base, name))
+        fits = isinstance(value, (int, float) if wanted is float else wanted) and (wanted is bool) == isinstance(
+            value, bool
+        )
+        if not fits:
+            raise InputError(f"{source} sets {name} = {value!r}, expected {wanted.__name__}")
+    return replace(base, **options)

@@ -1,0 +1,79 @@
+"""Batches of captions and the candidate lists they are trained on, as inference would draw them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from stages.training.pairs import PairCorpus, nearest
+
+NEIGHBOURHOOD = 10
+"""Neighbours are drawn among so many nearest ones."""
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """B captions of B different videos."""
+
+    positions: NDArray[np.int64]
+    """[B], of the videos in the corpus."""
+    texts: list[str]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Lists:
+    """K candidates of each of B queries, the right one among them."""
+
+    candidates: NDArray[np.int64]
+    """int64 [B, K]."""
+    target: Tensor
+    """int64 [B], where in the list the right one is."""
+
+
+def draw_batch(
+    corpus: PairCorpus, allowed: NDArray[np.int64], size: int, neighbours: int, seed: int, step: int
+) -> Batch:
+    """The batch of this step: seeds in a random order that goes through all videos, each with some near neighbours.
+
+    A caption of each at random. It depends on ``seed`` and ``step`` only, so that a resumed run goes on as it would.
+    """
+    size = min(size, len(allowed))
+    num_seeds = max(1, size // (1 + neighbours))
+    seeds = _sequence(allowed, seed, step * num_seeds, num_seeds)
+    rng = np.random.default_rng([seed, 2, step])
+    chosen = dict.fromkeys(seeds.tolist())
+    if neighbours:
+        near = nearest(corpus.pooled, seeds, allowed, min(NEIGHBOURHOOD, len(allowed) - 1))
+        for row in near:
+            chosen.update(dict.fromkeys(rng.permutation(row)[:neighbours].tolist()))
+    others = rng.permutation(allowed)
+    chosen.update(dict.fromkeys(others[: 2 * size].tolist()))  # neighbours may coincide: filled up with any
+    positions = np.array(list(chosen)[:size], np.int64)
+    texts = [corpus.captions[position][int(rng.integers(len(corpus.captions[position])))] for position in positions]
+    return Batch(positions, texts)
+
+
+def _sequence(allowed: NDArray[np.int64], seed: int, start: int, number: int) -> NDArray[np.int64]:
+    """``number`` places from ``start`` of an endless sequence that goes through all videos again and again."""
+    laps = range(start // len(allowed), (start + number - 1) // len(allowed) + 1)
+    orders = [np.random.default_rng([seed, 3, lap]).permutation(len(allowed)) for lap in laps]
+    first = start - laps[0] * len(allowed)
+    chosen: NDArray[np.int64] = allowed[np.concatenate(orders)[first : first + number]]
+    return chosen
+
+
+def top_lists(scores: Tensor, right: Tensor, number: int) -> Lists:
+    """The ``number`` best columns of scores [B, N] for each row, equal ones by column.
+
+    The right column, right int64 [B], takes the last place where it is not among them: a query whose answer was not
+    recalled teaches the focused view nothing otherwise.
+    """
+    number = min(number, scores.shape[1])
+    found = scores.detach().cpu().sort(dim=1, descending=True, stable=True).indices[:, :number]
+    right = right.cpu()
+    lost = (found != right[:, None]).all(dim=1)
+    found[lost, -1] = right[lost]
+    return Lists(found.numpy(), (found == right[:, None]).int().argmax(dim=1))

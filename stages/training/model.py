@@ -1,0 +1,79 @@
+"""TokenBinder as a module that learns: text tower with indicators, fusion network, temperature, and its losses.
+
+    l = (l_t2v + l_v2t) / 2 + (l_focus,t + l_focus,v) / 2
+
+l_t2v, l_v2t: InfoNCE over the batch of B pairs; l_focus: cross-entropy over the K candidates, on S = S' + Delta.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.nn.functional import normalize
+
+from stages.models.clip import ClipModel
+from stages.models.text import word_mask
+from stages.rerankers.fusion import FusionConfig, FusionNetwork, VideoTokens
+from stages.rerankers.token_binder import TokenBinderWeights
+
+MAX_LOGIT_SCALE = 100.0
+"""As CLIP: the temperature is not let below 0.01."""
+
+
+class TokenBinderModel(nn.Module):
+    """What is trained on cached features."""
+
+    def __init__(
+        self, clip: ClipModel, config: FusionConfig, seed: int, start: TokenBinderWeights | None = None
+    ) -> None:
+        """Start from the text tower of ``clip``, untrained: I_1 is its sentence and Delta is 0; or from ``start``."""
+        super().__init__()
+        self._tower, self._tokenizer = clip.query_side()
+        self._tower.check_takes_indicators(clip.name)
+        if start is not None and start.text:
+            self._tower.module.load_state_dict(dict(start.text))
+        generator = torch.Generator().manual_seed(seed)
+        first = self._tower.first_indicators(config.num_indicators, self._tokenizer.end_id, generator)
+        self.indicators = nn.Parameter(first)
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            self.fusion = FusionNetwork(config)
+        if start is not None and start.fusion and start.config == config:
+            self.indicators.data.copy_(start.indicators)
+            self.fusion.load_state_dict(dict(start.fusion))
+        self.text: Any = self._tower.module
+        self.log_scale = nn.Parameter(torch.tensor(math.log(min(clip.logit_scale, MAX_LOGIT_SCALE))))
+
+    @property
+    def scale(self) -> Tensor:
+        """Factor of the cosines in the softmax, 1 / tau."""
+        return self.log_scale.exp().clamp(max=MAX_LOGIT_SCALE)
+
+    def encode(self, texts: list[str]) -> Tensor:
+        """Indicators [B, M, D] of the texts; I_1 is the sentence."""
+        ids = self._tokenizer(texts)
+        ends = word_mask(ids, self._tokenizer.end_id).sum(dim=1) - 1
+        ids = ids[:, : int(ends.max()) + 1].to(self.indicators.device)
+        _, indicators = self._tower.features_with_indicators(ids, ends.to(ids.device), self.indicators)
+        return indicators.float()
+
+    def broad_loss(self, indicators: Tensor, pooled: Tensor, same: Tensor) -> Tensor:
+        """(l_t2v + l_v2t) / 2 of B pairs. pooled [B, D]; same bool [B, B]: other pairs that are right as well."""
+        logits = self.scale * normalize(indicators[:, 0], dim=-1) @ pooled.T
+        logits = logits.masked_fill(same, -torch.inf)
+        target = torch.arange(len(logits), device=logits.device)
+        return (functional.cross_entropy(logits, target) + functional.cross_entropy(logits.T, target)) / 2
+
+    def focused_scores(
+        self, indicators: Tensor, videos: VideoTokens, broad: Tensor, is_candidate: Tensor | None = None
+    ) -> Tensor:
+        """Logits of S [G, K]. indicators [G, T, M, D], broad cosines [G, K]; see FusionNetwork for T and the videos."""
+        logits = (self.scale * broad).detach()  # the broad view has a loss of its own
+        if is_candidate is None:
+            is_candidate = torch.ones(broad.shape, dtype=torch.bool, device=broad.device)
+        scores: Tensor = logits + self.fusion(indicators[:, :, 1:], videos, logits, is_candidate)
+        return scores

@@ -1,0 +1,69 @@
+"""Captions joined to the features of their videos: what training reads."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from index_store.errors import InputError
+from index_store.store import Snapshot
+from stages.rerankers.fusion import VideoTokens
+
+MIN_VIDEOS = 8
+
+
+@dataclass(frozen=True, slots=True)
+class CaptionedId:
+    """One sentence and the video it belongs to."""
+
+    text: str
+    video_id: int
+
+
+class PairCorpus:
+    """N videos with their captions; pooled embeddings in memory, tokens read when asked for."""
+
+    def __init__(self, snapshot: Snapshot, captions: Sequence[CaptionedId]) -> None:
+        """Raises InputError for fewer than MIN_VIDEOS videos, StoreError for a video without features."""
+        texts: dict[int, list[str]] = {}
+        for caption in captions:
+            texts.setdefault(caption.video_id, []).append(caption.text)
+        if len(texts) < MIN_VIDEOS:
+            raise InputError(f"{len(texts)} videos have captions, expected at least {MIN_VIDEOS} to train on")
+        self._snapshot = snapshot
+        self.ids = np.array(sorted(texts), np.int64)
+        self.captions = [texts[video_id] for video_id in self.ids.tolist()]
+        """Of each video, at least one."""
+        blocks = [rows for _, rows in snapshot.read_pooled(self.ids.tolist())]
+        self.pooled = torch.from_numpy(np.concatenate(blocks))
+        """float32 [N, D], unit length."""
+
+    def __len__(self) -> int:
+        """N."""
+        return len(self.ids)
+
+    def split(self, share: float, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Positions to train on and positions to validate on, both ascending; the latter are ``share`` of all."""
+        order = np.random.default_rng([seed, 1]).permutation(len(self))
+        held = round(share * len(self))
+        return np.sort(order[held:]), np.sort(order[:held])
+
+    def tokens(self, positions: NDArray[np.int64]) -> VideoTokens:
+        """Tokens of the videos at these positions [n], as one group: [1, n, F, P, D]."""
+        batch = self._snapshot.read_tokens(self.ids[positions].tolist())
+        raw = torch.from_numpy(batch.tokens)  # the scale of an int8 token changes its length only
+        return VideoTokens.of(raw[None], torch.from_numpy(batch.frame_mask)[None])
+
+
+def nearest(pooled: Tensor, positions: NDArray[np.int64], allowed: NDArray[np.int64], number: int) -> NDArray[np.int64]:
+    """int64 [n, number]: of each position the ``number`` nearest others among ``allowed``, by cosine, then position."""
+    cosines = pooled[positions] @ pooled[allowed].T
+    cosines[torch.from_numpy(positions[:, None] == allowed[None])] = -torch.inf
+    order = cosines.sort(dim=1, descending=True, stable=True).indices[:, :number]
+    found: NDArray[np.int64] = allowed[order.numpy()]
+    return found

@@ -1,0 +1,210 @@
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from index_store.errors import InputError, UsageError
+from index_store.store import Store
+from stages.training.config import PRESETS, TrainConfig, read_recipe, with_options
+from stages.training.journal import Journal
+from stages.training.lists import draw_batch, top_lists
+from stages.training.pairs import CaptionedId, PairCorpus
+from stages.training.trainer import Trainer, learning_rate_factor
+from tests.stages.ordered import ordered_store, small_clip
+
+Data = tuple[Store, list[CaptionedId]]
+QUICK = replace(
+    PRESETS["small"], epochs=1.0, batch_size=16, num_candidates=4, micro_lists=8, evaluate_every=4, validation=0.2
+)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Data:
+    return ordered_store(tmp_path_factory.mktemp("ordered") / "store", 60)
+
+
+class Stop(BaseException):
+    """As a kill: nothing is saved on the way out."""
+
+
+def run(data: Data, folder: Path, config: TrainConfig, stop_at: int = -1, stop: type[BaseException] = Stop) -> Trainer:
+    store, captions = data
+    with store.snapshot() as snapshot:
+        trainer = Trainer(store.settings, small_clip(), PairCorpus(snapshot, captions), config, torch.device("cpu"))
+        done = 0
+
+        def on_step(count: int) -> None:
+            nonlocal done
+            done += count
+            if done == stop_at:
+                raise stop
+
+        trainer.run(Journal(folder / "log.jsonl"), folder / "state", on_step)
+    return trainer
+
+
+def equal_weights(one: Trainer, other: Trainer) -> bool:
+    first, second = one.model.state_dict(), other.model.state_dict()
+    return all(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.mark.slow
+def test_training_finds_held_out_videos_that_the_broad_view_cannot_tell_apart(data: Data, tmp_path: Path) -> None:
+    config = replace(QUICK, epochs=40, batch_size=24, evaluate_every=60, v2t=False, patience=10)
+    trainer = run(data, tmp_path, config)
+    first, best = trainer.first_validation, trainer.best_validation
+    assert first is not None
+    assert best is not None
+    assert first.focused == first.broad
+    assert best.focused["R@1"] >= best.broad["R@1"] + 20
+    assert trainer.indicator_cosine() < 0.99
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stop", [Stop, KeyboardInterrupt])
+def test_a_stopped_run_goes_on_to_the_same_weights(data: Data, tmp_path: Path, stop: type[BaseException]) -> None:
+    config = replace(QUICK, epochs=1.5, gumbel=0.5)
+    for name in ("whole", "cut"):
+        (tmp_path / name).mkdir()
+    whole = run(data, tmp_path / "whole", config)
+    with pytest.raises(stop):
+        run(data, tmp_path / "cut", config, stop_at=6, stop=stop)
+    cut = run(data, tmp_path / "cut", config)
+    assert equal_weights(whole, cut)
+    lines = [Journal(tmp_path / name / "log.jsonl").read() for name in ("whole", "cut")]
+    for line in lines[0] + lines[1]:
+        line.pop("seconds", None)
+    assert lines[0] == lines[1]
+
+
+def test_the_size_of_the_parts_changes_no_gradient(data: Data, tmp_path: Path) -> None:
+    found = []
+    for size in (3, 16):
+        (tmp_path / str(size)).mkdir()
+        found.append(run(data, tmp_path / str(size), replace(QUICK, micro_lists=size, epochs=0.1)))
+    for one, other in zip(found[0].model.parameters(), found[1].model.parameters(), strict=True):
+        assert torch.allclose(one, other, atol=1e-3)
+
+
+def test_another_run_is_not_gone_on_with(data: Data, tmp_path: Path) -> None:
+    config = replace(QUICK, epochs=0.5)
+    run(data, tmp_path, config)
+    with pytest.raises(UsageError, match="another learning_rate"):
+        run(data, tmp_path, replace(config, learning_rate=0.1))
+    (tmp_path / "state").write_bytes(b"x")
+    with pytest.raises(InputError, match="cannot be read"):
+        run(data, tmp_path, config)
+
+
+def test_a_frozen_text_tower_stays_and_is_not_written(data: Data, tmp_path: Path) -> None:
+    trainer = run(data, tmp_path, replace(QUICK, text_learning_rate=0.0, epochs=0.3))
+    before = small_clip().query_side()[0].module.state_dict()
+    after = trainer.model.text.state_dict()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert not trainer.weights().text
+
+
+@pytest.mark.parametrize("changes", [{"head": "positional"}, {"num_blocks": 2}, {"is_listwise": False}, {"v2t": False}])
+def test_every_form_can_be_trained(data: Data, tmp_path: Path, changes: dict[str, object]) -> None:
+    trainer = run(data, tmp_path, replace(QUICK, epochs=0.2, **changes))  # type: ignore[arg-type]
+    assert all(parameter.isfinite().all() for parameter in trainer.model.parameters())
+    path = tmp_path / "w.safetensors"
+    trainer.weights().save(path)
+    trainer.weights().network(path)
+
+
+def test_captions_of_a_handful_of_videos_are_refused(data: Data) -> None:
+    store, captions = data
+    with store.snapshot() as snapshot, pytest.raises(InputError, match="3 videos have captions"):
+        PairCorpus(snapshot, captions[:3])
+
+
+# -- batches and lists ------------------------------------------------------------------------------------------------
+
+
+def test_batches_go_through_all_videos_and_bring_their_neighbours(data: Data) -> None:
+    store, captions = data
+    with store.snapshot() as snapshot:
+        corpus = PairCorpus(snapshot, captions)
+        train_on, held = corpus.split(0.2, seed=0)
+        assert sorted([*train_on, *held]) == list(range(len(corpus)))
+        batches = [draw_batch(corpus, train_on, 16, 3, seed=0, step=step) for step in range(24)]
+        assert all(len(set(batch.positions.tolist())) == 16 for batch in batches)
+        assert not set(np.concatenate([batch.positions for batch in batches]).tolist()) & set(held.tolist())
+        seeds = np.concatenate([batch.positions[:4] for batch in batches])
+        assert set(seeds[: len(train_on)].tolist()) == set(train_on.tolist())
+        again = draw_batch(corpus, train_on, 16, 3, seed=0, step=5)
+        assert (again.positions == batches[5].positions).all()
+        assert again.texts == batches[5].texts
+        assert again.texts == [corpus.captions[position][0] for position in again.positions]
+
+
+def test_lists_are_the_best_by_broad_score_and_hold_the_right_one() -> None:
+    scores = torch.tensor([[0.1, 0.9, 0.5, 0.5], [0.9, 0.8, 0.1, 0.2]])
+    lists = top_lists(scores, torch.tensor([2, 2]), 2)
+    assert lists.candidates.tolist() == [[1, 2], [0, 2]]
+    assert lists.target.tolist() == [1, 1]
+    assert top_lists(scores, torch.tensor([3, 0]), 9).candidates.tolist() == [[1, 2, 3, 0], [0, 1, 3, 2]]
+
+
+def test_the_learning_rate_rises_and_falls() -> None:
+    factors = [learning_rate_factor(step, 100, 0.1) for step in range(100)]
+    assert factors[:10] == pytest.approx([0.1 * i for i in range(1, 11)], abs=0.02)
+    assert factors[10:] == sorted(factors[10:], reverse=True)
+    assert factors[-1] < 0.03
+
+
+# -- settings ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_paper_is_the_default() -> None:
+    paper = PRESETS["tokenbinder"]
+    assert (paper.num_indicators, paper.num_candidates, paper.num_blocks, paper.batch_size) == (4, 10, 1, 128)
+    assert (paper.learning_rate, paper.text_learning_rate, paper.weight_decay, paper.epochs) == (1e-4, 1e-6, 0.2, 5)
+
+
+def test_a_recipe_overrides_the_preset(tmp_path: Path) -> None:
+    path = tmp_path / "r.toml"
+    path.write_text("[train]\nepochs = 20\nhead = 'positional'\n")
+    recipe = read_recipe(path, PRESETS["tokenbinder"])
+    assert (recipe.epochs, recipe.head, recipe.batch_size) == (20, "positional", 128)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[train]\nepoch = 3\n", "sets 'epoch', which no recipe has"),
+        ("[train]\nepochs = 'many'\n", "expected float"),
+        ("[train]\nv2t = 1\n", "expected bool"),
+        ("[train\n", "cannot be read as a TOML recipe"),
+    ],
+)
+def test_a_broken_recipe_is_named(text: str, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "r.toml"
+    path.write_text(text)
+    with pytest.raises(InputError, match=message):
+        read_recipe(path, PRESETS["tokenbinder"])
+
+
+@pytest.mark.parametrize(
+    "options", [{"num_candidates": 1}, {"epochs": 0.0}, {"validation": 1.0}, {"num_indicators": 1}]
+)
+def test_what_cannot_be_trained_is_refused(options: dict[str, object]) -> None:
+    with pytest.raises(UsageError):
+        with_options(PRESETS["tokenbinder"], options, "a test")
+
+
+def test_a_journal_that_was_cut_by_a_kill_is_read_up_to_there(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "log.jsonl")
+    for step in range(4):
+        journal.add("step", step, loss=1.0)
+    with journal.path.open("a") as file:
+        file.write('{"event": "st')
+    assert [line["step"] for line in journal.read()] == [0, 1, 2, 3]
+    journal.cut(1)
+    assert [json.loads(line)["step"] for line in journal.path.read_text().splitlines()] == [0, 1]
