@@ -1,150 +1,38 @@
-"""The command line: parse, call a job, print. The one place where errors become exit codes.
+"""The command line: parse, call a job, print.
 
 Only click is imported here; everything heavy waits until a command runs, so that ``tbpipe --help`` answers at once.
 """
 
 from __future__ import annotations
 
-import os
-import re
-import signal
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Any
 
 import click
 
-from index_store.errors import TbpipeError
 from pipeline import __version__
-
-Command = TypeVar("Command", bound=Callable[..., Any])
-
-_SIZES = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
-
-
-class _Bytes(click.ParamType):  # type: ignore[type-arg]  # generic in new versions of click only
-    """A number of bytes: 1500000, 512M, 2GiB."""
-
-    name = "size"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        if isinstance(value, int):
-            return value
-        match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?", value.strip(), re.IGNORECASE)
-        size = int(float(match[1]) * _SIZES[match[2].upper()]) if match else 0
-        if size < 1:
-            self.fail(f"{value!r} is no size; write a number of bytes such as 512M or 2GiB", param, ctx)
-        return size
-
-
-class _Part(click.ParamType):  # type: ignore[type-arg]  # generic in new versions of click only
-    """i/n: part i of n."""
-
-    name = "i/n"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, int]:
-        match = re.fullmatch(r"(\d+)/(\d+)", value) if isinstance(value, str) else None
-        if match is None or not 0 <= int(match[1]) <= int(match[2]) or int(match[2]) == 0:
-            self.fail(f"{value!r} is no part; write i/n with i from 0 or 1 up to n, such as 1/4", param, ctx)
-        return int(match[1]), int(match[2])
-
-
-class _Keep(click.ParamType):  # type: ignore[type-arg]  # generic in new versions of click only
-    """all, cls, or a number of patches."""
-
-    name = "all|cls|N"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        if value not in ("all", "cls") and not re.fullmatch(r"[1-9]\d*", str(value)):
-            self.fail(f"{value!r} is neither all, cls nor a number of patches above 0", param, ctx)
-        return str(value)
-
-
-class _Group(click.Group):
-    """Turns errors into one line on stderr and their exit code."""
-
-    def main(self, *args: Any, **kwargs: Any) -> NoReturn:
-        before = signal.signal(signal.SIGTERM, _terminate)
-        try:
-            self._run(*args, **kwargs)
-        finally:
-            signal.signal(signal.SIGTERM, before)
-
-    def _run(self, *args: Any, **kwargs: Any) -> NoReturn:
-        try:
-            code = super().main(*args, **{**kwargs, "standalone_mode": False})
-        except click.exceptions.Abort:
-            _leave("interrupted; everything finished before is committed", 130)
-        except click.ClickException as error:
-            error.show()
-            sys.exit(error.exit_code)
-        except TbpipeError as error:
-            _leave(str(error), error.exit_code)
-        except KeyboardInterrupt:
-            _leave("interrupted; everything finished before is committed", 130)
-        except _TerminatedError:
-            _leave("terminated; everything finished before is committed", 143)
-        except BrokenPipeError:  # the reader of our stdout has gone: nobody to talk to
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            sys.exit(141)
-        except Exception as error:
-            if os.environ.get("TBPIPE_DEBUG"):
-                raise
-            name = type(error).__name__
-            _leave(
-                f"a bug in tbpipe: {name}: {error}; the store is intact. TBPIPE_DEBUG=1 shows where; please report it",
-                1,
-            )
-        sys.exit(code if isinstance(code, int) else 0)
-
-
-class _TerminatedError(BaseException):
-    """SIGTERM: unwinds, so that temporary files are removed."""
-
-
-def _terminate(signal_number: int, frame: object) -> NoReturn:
-    raise _TerminatedError
-
-
-def _leave(message: str, code: int) -> NoReturn:
-    from pipeline.report import printable
-
-    click.echo(f"tbpipe: {printable(message)}", err=True)
-    sys.exit(code)
-
-
-_store = click.option(
-    "--store", "store", required=True, type=click.Path(path_type=Path), help="Directory of the store."
-)
-_json = click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object.")
-_quiet = click.option("--quiet", is_flag=True, help="No progress bar.")
-_device = click.option(
-    "--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True, help="Where to compute."
-)
-_lock_timeout = click.option(
-    "--lock-timeout",
-    type=click.FloatRange(min=0),
-    default=0.0,
-    show_default=True,
-    help="Seconds to wait for another writer.",
-)
-_pretrained_now = click.option(
-    "--pretrained", default=None, help="The weight file, where it has moved since the store was made."
-)
-_method = click.option(
-    "--method", default="eercf", show_default=True, help="Reranker of the focused view: eercf, or broad for none."
-)
-_top_k = click.option(
-    "--top-k", type=click.IntRange(min=1), default=50, show_default=True, help="Candidates of the broad view (K)."
-)
-_memory = click.option(
-    "--memory", type=_Bytes(), default="512M", show_default=True, help="Bytes of candidate tokens held at once."
+from pipeline.group import Group
+from pipeline.options import (
+    Bytes,
+    Keep,
+    Part,
+    device_option,
+    json_option,
+    lock_timeout_option,
+    memory_option,
+    method_option,
+    pretrained_now_option,
+    quiet_option,
+    split_option,
+    store_option,
+    top_k_option,
+    weights_option,
 )
 
 
 @click.group(
-    cls=_Group,
+    cls=Group,
     context_settings={"help_option_names": ["-h", "--help"], "auto_envvar_prefix": "TBPIPE", "max_content_width": 100},
 )
 @click.version_option(__version__, prog_name="tbpipe")
@@ -168,7 +56,7 @@ def main() -> None:
 
 @main.command()
 @click.argument("sources", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="SOURCE...")
-@_store
+@store_option
 @click.option("--model", default=None, help="open_clip model, local-dir:PATH or tbpipe-small.  [default: ViT-B-32]")
 @click.option("--pretrained", default=None, help="Weights: an open_clip tag or a file.  [default: openai]")
 @click.option(
@@ -194,11 +82,11 @@ def main() -> None:
 )
 @click.option(
     "--keep-tokens",
-    type=_Keep(),
+    type=Keep(),
     default=None,
     help="Tokens of a frame: all, cls, or cls and the N best patches.  [default: all]",
 )
-@_device
+@device_option
 @click.option(
     "--dtype",
     type=click.Choice(["auto", "float32", "bfloat16", "float16"]),
@@ -227,22 +115,22 @@ def main() -> None:
     show_default=True,
     help="Seconds a video may take to decode.",
 )
-@click.option("--decode-memory", type=_Bytes(), default="2G", show_default=True, help="Memory of one decoder process.")
+@click.option("--decode-memory", type=Bytes(), default="2G", show_default=True, help="Memory of one decoder process.")
 @click.option(
     "--commit-bytes",
-    type=_Bytes(),
+    type=Bytes(),
     default="128M",
     show_default=True,
     help="Size of a shard: at most this is lost to a kill.",
 )
 @click.option(
-    "--shard", "part", type=_Part(), default=None, help="Only part i of n, chosen by key (i from 0 or from 1)."
+    "--shard", "part", type=Part(), default=None, help="Only part i of n, chosen by key (i from 0 or from 1)."
 )
 @click.option("--limit", type=click.IntRange(min=1), default=None, help="Only the first N videos that are not done.")
 @click.option("--dry-run", is_flag=True, help="Say what would be done, with bytes and time, and change nothing.")
-@_lock_timeout
-@_json
-@_quiet
+@lock_timeout_option
+@json_option
+@quiet_option
 def extract(as_json: bool, **options: Any) -> None:
     """Compute the features of videos into a store; what is done is not done again.
 
@@ -269,13 +157,13 @@ def extract(as_json: bool, **options: Any) -> None:
 
 
 @main.command()
-@_store
+@store_option
 @click.option("--factory", default="Flat", show_default=True, help="FAISS index factory string; Flat is exact.")
 @click.option(
     "--parameters", default="", help="FAISS search parameters such as nprobe=16.  [default: recall@50 of 0.95 or more]"
 )
-@_lock_timeout
-@_json
+@lock_timeout_option
+@json_option
 def index(store: Path, as_json: bool, **options: Any) -> None:
     """Build the FAISS inner-product index over all videos, and publish it as a whole.
 
@@ -291,7 +179,7 @@ def index(store: Path, as_json: bool, **options: Any) -> None:
 
 
 @main.command()
-@_store
+@store_option
 @click.option(
     "--queries",
     required=True,
@@ -304,14 +192,15 @@ def index(store: Path, as_json: bool, **options: Any) -> None:
     type=click.Path(path_type=Path),
     help=".trec, .run, .jsonl or .parquet; - is TREC on stdout.",
 )
-@_method
-@_top_k
-@_memory
-@_device
-@_pretrained_now
+@method_option
+@weights_option
+@top_k_option
+@memory_option
+@device_option
+@pretrained_now_option
 @click.option("--tag", default=None, help="Name of the run in TREC output.  [default: the method]")
-@_json
-@_quiet
+@json_option
+@quiet_option
 def rerank(as_json: bool, **options: Any) -> None:
     """Answer a file of text queries: recall K candidates each, then re-order them together.
 
@@ -328,14 +217,15 @@ def rerank(as_json: bool, **options: Any) -> None:
 
 @main.command()
 @click.argument("text")
-@_store
+@store_option
 @click.option("--num", type=click.IntRange(min=1), default=10, show_default=True, help="Hits to print.")
-@_method
-@_top_k
-@_memory
-@_device
-@_pretrained_now
-@_json
+@method_option
+@weights_option
+@top_k_option
+@memory_option
+@device_option
+@pretrained_now_option
+@json_option
 def search(as_json: bool, **options: Any) -> None:
     """Print the videos that answer TEXT best: key, score and best moment.
 
@@ -351,8 +241,53 @@ def search(as_json: bool, **options: Any) -> None:
 
 
 @main.command()
-@_store
-@_json
+@store_option
+@click.option(
+    "--captions",
+    type=click.Path(path_type=Path),
+    default=None,
+    help="JSONL, CSV or TSV with key and caption, JSON with key: captions, or - for JSONL on stdin.",
+)
+@split_option
+@click.option(
+    "--queries", type=click.Path(path_type=Path), default=None, help="In place of --captions: queries as for rerank."
+)
+@click.option("--qrels", type=click.Path(path_type=Path), default=None, help="Their judgements, BEIR or TREC.")
+@click.option(
+    "--direction",
+    type=click.Choice(["both", "t2v", "v2t"]),
+    default="both",
+    show_default=True,
+    help="Text to video, video to text.",
+)
+@method_option
+@weights_option
+@top_k_option
+@memory_option
+@device_option
+@pretrained_now_option
+@json_option
+@quiet_option
+def evaluate(as_json: bool, **options: Any) -> None:
+    """Measure R@1, R@5, R@10, median and mean rank of both views, from text to video and back.
+
+    Every caption is a query for its video, and every video with captions is a query for the best of them.
+
+    \b
+    Example:
+      tbpipe evaluate --store store --captions captions.jsonl
+      tbpipe evaluate --store store --queries queries.jsonl --qrels qrels.tsv --direction t2v --json
+    """
+    from pipeline import report
+    from pipeline.jobs.evaluate import EvaluateJob
+    from pipeline.jobs.evaluate import evaluate as run
+
+    report.show_evaluate(run(EvaluateJob(**options)), as_json)
+
+
+@main.command()
+@store_option
+@json_option
 def info(store: Path, as_json: bool) -> None:
     """Show what a store holds: videos by state, bytes, model, fingerprint, index generations.
 
@@ -367,11 +302,11 @@ def info(store: Path, as_json: bool) -> None:
 
 
 @main.command()
-@_store
+@store_option
 @click.option("--retry", is_flag=True, help="Let the next extract try them again.")
 @click.option("--key", "keys", multiple=True, help="Only this video; may be given more than once.")
-@_lock_timeout
-@_json
+@lock_timeout_option
+@json_option
 def quarantine(store: Path, retry: bool, keys: tuple[str, ...], lock_timeout: float, as_json: bool) -> None:
     """List the videos that could not be used, each with its reason, or release them for another try.
 
@@ -390,6 +325,51 @@ def quarantine(store: Path, retry: bool, keys: tuple[str, ...], lock_timeout: fl
 
 
 @main.command()
+@store_option
+@click.option(
+    "--captions",
+    required=True,
+    type=click.Path(path_type=Path),
+    help="JSONL, CSV or TSV with key and caption, JSON with key: captions, or - for JSONL on stdin.",
+)
+@click.option(
+    "--output", required=True, type=click.Path(path_type=Path), help="Weights file to write, NAME.safetensors."
+)
+@split_option
+@click.option(
+    "--preset",
+    type=click.Choice(["tokenbinder", "small"]),
+    default="tokenbinder",
+    show_default=True,
+    help="The paper's settings, or those for the small model on a CPU.",
+)
+@click.option("--recipe", type=click.Path(path_type=Path), default=None, help="TOML file whose [train] goes before.")
+@click.option("--set", "settings", multiple=True, metavar="NAME=VALUE", help="One setting, such as epochs=10.")
+@click.option("--start", type=click.Path(path_type=Path), default=None, help="Earlier weights to begin with.")
+@click.option("--restart", is_flag=True, help="Begin anew where a stopped run would be gone on with.")
+@click.option("--plot", is_flag=True, help="Draw losses and recall into NAME.png (needs matplotlib).")
+@device_option
+@pretrained_now_option
+@json_option
+@quiet_option
+def train(as_json: bool, settings: tuple[str, ...], **options: Any) -> None:
+    """Train the focused view (TokenBinder) on the features of a store and captions of its videos.
+
+    Run again after a stop, it goes on exactly where it was. NAME.jsonl beside the weights is its log.
+
+    
+    Example:
+      tbpipe train --store store --captions captions.jsonl --output binder.safetensors
+      tbpipe rerank --store store --queries q.jsonl --output run.trec --method token-binder --weights binder.safetensors
+    """
+    from pipeline import report
+    from pipeline.jobs.train import TrainJob, parse_settings
+    from pipeline.jobs.train import train as run
+
+    report.show_train(run(TrainJob(options=parse_settings(settings), **options)), as_json)
+
+
+@main.command()
 @click.option(
     "--seed", type=int, default=None, help="Seed of the rendered videos.  [default: one that training never saw]"
 )
@@ -400,9 +380,9 @@ def quarantine(store: Path, retry: bool, keys: tuple[str, ...], lock_timeout: fl
     default=None,
     help="Keep videos and store here.  [default: a temporary folder]",
 )
-@_device
-@_json
-@_quiet
+@device_option
+@json_option
+@quiet_option
 def demo(as_json: bool, **options: Any) -> None:
     """Render captioned videos, then extract, index and rerank them with the small model that ships with tbpipe.
 

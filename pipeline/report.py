@@ -17,10 +17,17 @@ from rich.text import Text
 if TYPE_CHECKING:
     from index_store.records import VideoRecord
     from pipeline.demo import DemoResult
+    from pipeline.jobs.evaluate import EvaluateResult
     from pipeline.jobs.extract import Estimate, ExtractResult
     from pipeline.jobs.rerank import RerankResult, SearchResult
+    from pipeline.jobs.train import TrainResult
     from pipeline.jobs.upkeep import StoreInfo
+    from stages.evaluate import DirectionResult
     from stages.index import IndexReport
+    from stages.metrics import Metrics
+
+_SHOWN_ROWS = 20
+"""Queries of the demo that the table shows."""
 
 
 def printable(text: str) -> str:
@@ -131,6 +138,27 @@ def show_rerank(result: RerankResult, as_json: bool) -> None:
     print(f"{work} into {printable(str(result.output))}")
 
 
+def show_train(result: TrainResult, as_json: bool) -> None:
+    """Print what training wrote, and what the validation videos are found with."""
+    for warning in result.warnings:
+        remark(warning)
+    if as_json:
+        _print_json(result)
+        return
+    ended = "ended early, nothing got better" if result.stopped_early else "done"
+    data = f"{result.num_captions} captions of {result.num_videos} videos"
+    print(f"{result.steps} of {result.planned_steps} steps on {data}: {ended}")
+    if result.before is not None and result.after is not None:
+        table = Table("validation", "view", title=f"best at step {result.best_step}")
+        for name in result.before.broad:
+            table.add_column(name, justify="right")
+        for when, found in (("before", result.before), ("after", result.after)):
+            for view, values in (("broad", found.broad), ("focused", found.focused)):
+                table.add_row(when, view, *(f"{value:.1f}" for value in values.values()))
+        _print(table)
+    print(f"weights: {printable(str(result.weights))}; log: {printable(str(result.log))}")
+
+
 def show_search(result: SearchResult, as_json: bool) -> None:
     """Print the hits of one query as a table."""
     for warning in result.warnings:
@@ -148,6 +176,57 @@ def show_search(result: SearchResult, as_json: bool) -> None:
             str(rank), Text(printable(hit.key), overflow="fold"), f"{hit.score:.4f}", f"{hit.broad_score:.4f}", moment
         )
     _print(table)
+
+
+def show_evaluate(result: EvaluateResult, as_json: bool) -> None:
+    """Print the metrics of both views, broad and focused side by side."""
+    from stages.metrics import TIE_RULE
+
+    for warning in result.warnings:
+        remark(warning)
+    directions = {"text to video": result.text_to_video, "video to text": result.video_to_text}
+    if as_json:
+        _print_json(
+            {
+                **{name.replace(" ", "_"): found and _direction_fields(found) for name, found in directions.items()},
+                "method": result.method,
+                "videos": result.num_videos,
+                "captioned_videos": result.num_captioned,
+                "left_out": result.num_left_out,
+                "ties": TIE_RULE,
+            }
+        )
+        return
+    table = Table("direction", "view")
+    for name in ("R@1", "R@5", "R@10", "MdR", "MnR"):
+        table.add_column(name, justify="right")
+    for name, found in directions.items():
+        for view in ("broad", "focused") if found else ():
+            values = _metric_fields(getattr(found, view)).values()
+            table.add_row(name, view, *(f"{value:.1f}" for value in values))
+    _print(table)
+    for name, found in directions.items():
+        if found:
+            answers = "videos" if found is result.text_to_video else "texts"
+            searched = f"{found.broad.num_queries} queries, {found.num_answers} {answers}, K = {found.top_k}"
+            print(f"{name}: {searched}; ceiling of the focused view (a right one among the K): {found.ceiling:.1f} %")
+    print(f"focused = {result.method}; R@k in percent; ranks from 1, {TIE_RULE}")
+
+
+def _direction_fields(found: DirectionResult) -> dict[str, object]:
+    return {
+        "queries": found.broad.num_queries,
+        "answers": found.num_answers,
+        "top_k": found.top_k,
+        "ceiling": found.ceiling,
+        "broad": _metric_fields(found.broad),
+        "focused": _metric_fields(found.focused),
+    }
+
+
+def _metric_fields(metrics: Metrics) -> dict[str, float]:
+    recalls = {f"R@{k}": value for k, value in metrics.recall_at.items()}
+    return {**recalls, "MdR": metrics.median_rank, "MnR": metrics.mean_rank}
 
 
 def show_info(info: StoreInfo, as_json: bool) -> None:
@@ -225,6 +304,9 @@ def show_demo(result: DemoResult, as_json: bool) -> None:
             {
                 "broad": result.broad,
                 "focused": result.focused,
+                "families": result.families,
+                "method": result.method,
+                "top_k": result.top_k,
                 "videos": result.num_videos,
                 "queries": result.num_queries,
                 "seed": result.seed,
@@ -239,12 +321,16 @@ def show_demo(result: DemoResult, as_json: bool) -> None:
         "right",
         title=f"{result.num_videos} rendered videos, seed {result.seed}",
     )
-    for row in result.rows:
+    for row in result.rows[:_SHOWN_ROWS]:
         mark = Text("yes", style="green") if row.is_right else Text("no", style="red")
         table.add_row(Text(row.query), Text(row.found), f"{row.score:.3f}", f"{row.moment_seconds:.1f} s", mark)
     _print(table)
+    if len(result.rows) > _SHOWN_ROWS:
+        print(f"... and {len(result.rows) - _SHOWN_ROWS} more queries")
     for name, metrics in (("broad view", result.broad), ("focused view", result.focused)):
         print(f"{name:13}" + "  ".join(f"{metric} {value:5.1f} %" for metric, value in metrics.items()))
+    for name, found in result.families.items():
+        print(f"  {name:11}R@1  broad {found['broad']:5.1f} %  focused {found['focused']:5.1f} %")
     if result.directory is not None:
         remark(f"videos and store are kept in {result.directory}")
 

@@ -6,16 +6,13 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from index_store.errors import InputError, StoreMissingError
+from index_store.errors import InputError
 from index_store.records import Query, Ranking
 from index_store.runs import output_format, read_queries, write_ranking
 from index_store.store import Store
+from pipeline.jobs.answering import open_answering
 from pipeline.progress import progress_bar
-
-if TYPE_CHECKING:
-    from stages.models.clip import ClipModel
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,7 +22,8 @@ class RerankJob:
     store: Path
     queries: Path
     output: Path
-    method: str = "eercf"
+    method: str | None = None
+    weights: Path | None = None
     top_k: int = 50
     memory: int = 512 << 20
     device: str = "auto"
@@ -53,7 +51,8 @@ class SearchJob:
     text: str
     store: Path
     num: int = 10
-    method: str = "eercf"
+    method: str | None = None
+    weights: Path | None = None
     top_k: int = 50
     memory: int = 512 << 20
     device: str = "auto"
@@ -79,8 +78,8 @@ def rerank(job: RerankJob, on_ranking: Callable[[Ranking], None] = lambda rankin
         progress_bar("rerank", len(queries), "queries", job.quiet) as advance,
     ):
         rankings = _told(answers.rank(queries), on_ranking, lambda ranking: advance(1))
-        num_queries = write_ranking(job.output, rankings, job.tag or job.method)
-        return RerankResult(num_queries, answers.top_k, job.method, job.output, answers.warnings)
+        num_queries = write_ranking(job.output, rankings, job.tag or answers.method)
+        return RerankResult(num_queries, answers.top_k, answers.method, job.output, answers.warnings)
 
 
 def search(job: SearchJob) -> SearchResult:
@@ -97,6 +96,7 @@ class _Answering:
     """Everything that answers queries over one snapshot of a store."""
 
     rank: Callable[[Sequence[Query]], Iterator[Ranking]]
+    method: str
     top_k: int
     warnings: tuple[str, ...]
 
@@ -105,44 +105,24 @@ class _Answering:
 def _answering(store: Store, job: RerankJob | SearchJob) -> Iterator[_Answering]:
     """Open index and text tower and make the reranker; what is wrong with one of them is raised before any work."""
     with store.snapshot() as snapshot:
-        if snapshot.generation() is None:
-            raise StoreMissingError(f"{store.directory} has no index yet; run 'tbpipe index --store {store.directory}'")
+        opened = open_answering(store, snapshot, job)
         from stages.rerank import rerank as focused_view
-        from stages.rerankers import make_reranker
-        from stages.search import BroadView, open_index
 
-        reranker = make_reranker(job.method)
-        vectors = open_index(snapshot)
-        model = _text_model(store, job)
-        warnings = [BroadView(snapshot, vectors).staleness]
-        if model.device.type == "cuda":
-            warnings.append(vectors.copy_to_gpus())
         yield _Answering(
             rank=lambda queries: focused_view(
                 snapshot,
-                vectors,
-                model,
+                opened.index,
+                opened.model,
                 queries,
-                reranker,
+                opened.reranker,
                 top_k=job.top_k,
                 memory_bytes=job.memory,
-                device=model.device,
+                device=opened.model.device,
             ),
-            top_k=min(job.top_k, len(vectors)),
-            warnings=tuple(warning for warning in warnings if warning),
+            method=opened.reranker.name,
+            top_k=min(job.top_k, len(opened.index)),
+            warnings=opened.warnings,
         )
-
-
-def _text_model(store: Store, job: RerankJob | SearchJob) -> ClipModel:
-    """The text tower of the model that made the store. Raises FingerprintError for other weights."""
-    from stages.models import load_model
-
-    pinned = store.settings.model
-    model = load_model(
-        pinned.name, job.pretrained or pinned.pretrained, job.device, pinned.compute_dtype, towers="text"
-    )
-    store.settings.require_same(replace(store.settings, model=model.settings()), store.directory)
-    return model
 
 
 def _told(rankings: Iterator[Ranking], *listeners: Callable[[Ranking], object]) -> Iterator[Ranking]:

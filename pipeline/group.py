@@ -1,0 +1,66 @@
+"""Where errors become one line on stderr and an exit code, and signals an orderly end."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from typing import Any, NoReturn
+
+import click
+
+from index_store.errors import TbpipeError
+
+
+class Group(click.Group):
+    """Turns errors into one line on stderr and their exit code."""
+
+    def main(self, *args: Any, **kwargs: Any) -> NoReturn:
+        """Run the command line and leave with its exit code."""
+        before = signal.signal(signal.SIGTERM, _terminate)
+        try:
+            self._run(*args, **kwargs)
+        finally:
+            signal.signal(signal.SIGTERM, before)
+
+    def _run(self, *args: Any, **kwargs: Any) -> NoReturn:
+        try:
+            code = super().main(*args, **{**kwargs, "standalone_mode": False})
+        except click.exceptions.Abort:
+            _leave("interrupted; everything finished before is committed", 130)
+        except click.ClickException as error:
+            error.show()
+            sys.exit(error.exit_code)
+        except TbpipeError as error:
+            _leave(str(error), error.exit_code)
+        except KeyboardInterrupt:
+            _leave("interrupted; everything finished before is committed", 130)
+        except _TerminatedError:
+            _leave("terminated; everything finished before is committed", 143)
+        except BrokenPipeError:  # the reader of our stdout has gone: nobody to talk to
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.exit(141)
+        except Exception as error:
+            if os.environ.get("TBPIPE_DEBUG"):
+                raise
+            name = type(error).__name__
+            _leave(
+                f"a bug in tbpipe: {name}: {error}; the store is intact. TBPIPE_DEBUG=1 shows where; please report it",
+                1,
+            )
+        sys.exit(code if isinstance(code, int) else 0)
+
+
+class _TerminatedError(BaseException):
+    """SIGTERM: unwinds, so that temporary files are removed."""
+
+
+def _terminate(signal_number: int, frame: object) -> NoReturn:
+    raise _TerminatedError
+
+
+def _leave(message: str, code: int) -> NoReturn:
+    from pipeline.report import printable
+
+    click.echo(f"tbpipe: {printable(message)}", err=True)
+    sys.exit(code)

@@ -1,0 +1,97 @@
+"""Everything that answers queries over one snapshot of a store, opened; what is wrong with it is raised first."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from index_store.errors import StoreMissingError, UsageError
+from index_store.store import Snapshot, Store
+
+if TYPE_CHECKING:
+    from index_store.vectors import VectorIndex
+    from stages.models.clip import ClipModel
+    from stages.rerankers.base import Reranker
+
+
+class AnsweringOptions(Protocol):
+    """What a job was told about how to answer."""
+
+    @property
+    def method(self) -> str | None:
+        """Name of a reranker; None: token-binder with weights, eercf without."""
+        ...
+
+    @property
+    def weights(self) -> Path | None:
+        """What ``tbpipe train`` wrote; None with token-binder: those that ship with tbpipe."""
+        ...
+
+    @property
+    def pretrained(self) -> str | None:
+        """The model's weight file, where it has moved."""
+        ...
+
+    @property
+    def device(self) -> str:
+        """auto, cpu or cuda."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Answering:
+    """Index, text tower and reranker that belong together."""
+
+    index: VectorIndex
+    model: ClipModel
+    reranker: Reranker
+    warnings: tuple[str, ...]
+
+
+def open_answering(store: Store, snapshot: Snapshot, options: AnsweringOptions) -> Answering:
+    """Open index and text tower and make the reranker.
+
+    Raises StoreMissingError without an index, UsageError for a reranker that does not exist or lacks its weights,
+    FingerprintError for weights of another model.
+    """
+    if snapshot.generation() is None:
+        raise StoreMissingError(f"{store.directory} has no index yet; run 'tbpipe index --store {store.directory}'")
+    from stages.rerankers import TOKEN_BINDER, make_reranker
+    from stages.search import BroadView, open_index
+
+    method = options.method or ("eercf" if options.weights is None else TOKEN_BINDER)
+    if method != TOKEN_BINDER and options.weights is not None:
+        raise UsageError(f"--method {method} takes no --weights; leave them out, or use --method {TOKEN_BINDER}")
+    reranker = None if method == TOKEN_BINDER else make_reranker(method)
+    index = open_index(snapshot)
+    model = text_model(store, options.pretrained, options.device)
+    if reranker is None:
+        reranker = _token_binder(store, model, options.weights)
+    warnings = [BroadView(snapshot, index).staleness]
+    if model.device.type == "cuda":
+        warnings.append(index.copy_to_gpus())
+    return Answering(index, model, reranker, tuple(warning for warning in warnings if warning))
+
+
+def _token_binder(store: Store, model: ClipModel, weights: Path | None) -> Reranker:
+    """With these weights, or those that ship with tbpipe for the store's model."""
+    from stages.rerankers.token_binder import TokenBinderReranker, shipped_weights
+
+    weights = weights or shipped_weights(store.settings)
+    if weights is None:
+        raise UsageError(
+            f"none of the weights that ship with tbpipe are for the features of {store.directory}; train some with "
+            "'tbpipe train' and give them with --weights FILE"
+        )
+    return TokenBinderReranker.open(weights, store.settings, model)
+
+
+def text_model(store: Store, pretrained: str | None, device: str) -> ClipModel:
+    """The text tower of the model that made the store. Raises FingerprintError for other weights."""
+    from stages.models import load_model
+
+    pinned = store.settings.model
+    model = load_model(pinned.name, pretrained or pinned.pretrained, device, pinned.compute_dtype, towers="text")
+    store.settings.require_same(replace(store.settings, model=model.settings()), store.directory)
+    return model

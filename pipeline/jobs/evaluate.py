@@ -1,0 +1,166 @@
+"""``tbpipe evaluate``: captions or judged queries, and a store -> how well both views find the right videos."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from index_store.captions import Caption, match_captions, read_captions
+from index_store.errors import InputError, UsageError
+from index_store.records import SEARCHABLE
+from index_store.runs import read_qrels, read_queries
+from index_store.store import Store
+from pipeline.jobs.answering import open_answering
+from pipeline.progress import progress_bar
+
+if TYPE_CHECKING:
+    from stages.evaluate import CaptionedText, DirectionResult
+
+Direction = Literal["both", "t2v", "v2t"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvaluateJob:
+    """Everything that ``tbpipe evaluate`` was told."""
+
+    store: Path
+    captions: Path | None = None
+    split: str = ""
+    queries: Path | None = None
+    qrels: Path | None = None
+    direction: Direction = "both"
+    method: str | None = None
+    weights: Path | None = None
+    top_k: int = 50
+    memory: int = 512 << 20
+    device: str = "auto"
+    pretrained: str | None = None
+    quiet: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluateResult:
+    """How well the two directions work; None for one that was not asked for."""
+
+    text_to_video: DirectionResult | None
+    video_to_text: DirectionResult | None
+    method: str
+    num_videos: int
+    """Searchable videos of the store."""
+    num_captioned: int
+    """Those that a text describes."""
+    num_left_out: int
+    """Texts that describe no video of the store."""
+    warnings: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Texts:
+    """What was read, and what of it the store knows."""
+
+    texts: list[CaptionedText]
+    num_left_out: int
+    warnings: tuple[str, ...]
+
+
+def evaluate(job: EvaluateJob) -> EvaluateResult:
+    """Run ``tbpipe evaluate``. Whatever is wrong with the input is raised before the model is loaded."""
+    read = _reader(job)
+    store = Store.open(job.store)
+    with store.snapshot() as snapshot:
+        known = read({record.key: record.id for record in snapshot.videos(SEARCHABLE)})
+        answering = open_answering(store, snapshot, job)
+        from stages.evaluate import Evaluation
+
+        evaluation = Evaluation(
+            snapshot,
+            answering.index,
+            answering.model,
+            known.texts,
+            answering.reranker,
+            top_k=job.top_k,
+            memory_bytes=job.memory,
+            device=answering.model.device,
+        )
+        asks_texts, asks_videos = job.direction != "v2t", job.direction != "t2v"
+        total = asks_texts * len(known.texts) + asks_videos * evaluation.num_captioned
+        with progress_bar("evaluate", total, "queries", job.quiet) as advance:
+            return EvaluateResult(
+                text_to_video=evaluation.text_to_video(advance) if asks_texts else None,
+                video_to_text=evaluation.video_to_text(advance) if asks_videos else None,
+                method=answering.reranker.name,
+                num_videos=snapshot.num_searchable,
+                num_captioned=evaluation.num_captioned,
+                num_left_out=known.num_left_out,
+                warnings=known.warnings + answering.warnings,
+            )
+
+
+def _reader(job: EvaluateJob) -> Callable[[Mapping[str, int]], _Texts]:
+    """What reads the texts, given key -> id of the videos. Raises UsageError unless one kind of input is asked for."""
+    if job.captions is not None and job.queries is None and job.qrels is None:
+        captions = job.captions
+        return lambda ids: _captions(captions, job, ids)
+    if job.captions is None and job.queries is not None and job.qrels is not None:
+        if job.split:
+            raise UsageError("--split belongs to --captions; leave it out with --queries and --qrels")
+        queries, qrels = job.queries, job.qrels
+        return lambda ids: _judged_queries(queries, qrels, job.store, ids)
+    given = [f"--{name}" for name in ("captions", "queries", "qrels") if getattr(job, name) is not None]
+    raise UsageError(
+        f"found {' and '.join(given) or 'no texts'}; give --captions FILE, or --queries FILE and --qrels FILE"
+    )
+
+
+def _captions(path: Path, job: EvaluateJob, ids: Mapping[str, int]) -> _Texts:
+    """Every caption is a text about one video."""
+    captions = read_captions(path, job.split)
+    matched = match_captions(captions, ids)
+    if not matched.found:
+        raise _none_matches(f"{len(captions)} captions in {path}", captions[0].key, job.store, ids)
+    from stages.evaluate import CaptionedText
+
+    texts = [CaptionedText(caption.id, caption.text, (ids[key],)) for caption, key in matched.found]
+    return _Texts(texts, len(captions) - len(texts), matched.left_out())
+
+
+def _judged_queries(queries_path: Path, qrels_path: Path, store: Path, ids: Mapping[str, int]) -> _Texts:
+    """Every query that has a relevant video in the store is a text about all of those."""
+    queries = read_queries(queries_path)
+    asked = {query.id: query.text for query in queries}
+    judged = [
+        Caption(key=judgement.key, text=asked[judgement.query_id], id=judgement.query_id)
+        for judgement in read_qrels(qrels_path)
+        if judgement.relevance > 0 and judgement.query_id in asked
+    ]
+    if not judged:
+        raise InputError(
+            f"none of the {len(queries)} queries in {queries_path} has a relevant video in {qrels_path}; the query "
+            "ids of both must agree"
+        )
+    matched = match_captions(judged, ids)
+    if not matched.found:
+        raise _none_matches(f"{len(judged)} judgements in {qrels_path}", judged[0].key, store, ids)
+    right: dict[str, set[int]] = {}
+    for caption, key in matched.found:
+        right.setdefault(caption.id, set()).add(ids[key])
+    from stages.evaluate import CaptionedText
+
+    texts = [
+        CaptionedText(query.id, query.text, tuple(sorted(right[query.id]))) for query in queries if query.id in right
+    ]
+    warnings = matched.left_out("judgements")
+    if len(texts) < len(queries):
+        number = f"{len(queries) - len(texts)} of {len(queries)} queries"
+        warnings += (f"{number} have no relevant video in the store and were left out",)
+    return _Texts(texts, len(queries) - len(texts), warnings)
+
+
+def _none_matches(texts: str, key: str, store: Path, ids: Mapping[str, int]) -> InputError:
+    example = f" (such as {min(ids)!r})" if ids else ""
+    return InputError(
+        f"none of the {texts} is about one of the {len(ids)} videos in {store}{example}; they are about videos such as "
+        f"{key!r}: give those of this store's videos"
+    )

@@ -1,0 +1,88 @@
+"""What several commands are told the same way: values that click does not know, and shared options."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import click
+
+_SIZES = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
+
+
+class Bytes(click.ParamType):  # type: ignore[type-arg]  # generic in new versions of click only
+    """A number of bytes: 1500000, 512M, 2GiB."""
+
+    name = "size"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """The size in bytes."""
+        if isinstance(value, int):
+            return value
+        match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?", value.strip(), re.IGNORECASE)
+        size = int(float(match[1]) * _SIZES[match[2].upper()]) if match else 0
+        if size < 1:
+            self.fail(f"{value!r} is no size; write a number of bytes such as 512M or 2GiB", param, ctx)
+        return size
+
+
+class Part(click.ParamType):  # type: ignore[type-arg]  # generic in new versions of click only
+    """i/n: part i of n."""
+
+    name = "i/n"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, int]:
+        """(i, n)."""
+        match = re.fullmatch(r"(\d+)/(\d+)", value) if isinstance(value, str) else None
+        if match is None or not 0 <= int(match[1]) <= int(match[2]) or int(match[2]) == 0:
+            self.fail(f"{value!r} is no part; write i/n with i from 0 or 1 up to n, such as 1/4", param, ctx)
+        return int(match[1]), int(match[2])
+
+
+class Keep(click.ParamType):  # type: ignore[type-arg]  # generic in new versions of click only
+    """all, cls, or a number of patches."""
+
+    name = "all|cls|N"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """The value itself, checked."""
+        if value not in ("all", "cls") and not re.fullmatch(r"[1-9]\d*", str(value)):
+            self.fail(f"{value!r} is neither all, cls nor a number of patches above 0", param, ctx)
+        return str(value)
+
+
+store_option = click.option(
+    "--store", "store", required=True, type=click.Path(path_type=Path), help="Directory of the store."
+)
+json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object.")
+quiet_option = click.option("--quiet", is_flag=True, help="No progress bar.")
+device_option = click.option(
+    "--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True, help="Where to compute."
+)
+lock_timeout_option = click.option(
+    "--lock-timeout",
+    type=click.FloatRange(min=0),
+    default=0.0,
+    show_default=True,
+    help="Seconds to wait for another writer.",
+)
+pretrained_now_option = click.option(
+    "--pretrained", default=None, help="The weight file, where it has moved since the store was made."
+)
+method_option = click.option(
+    "--method",
+    default=None,
+    help="Reranker of the focused view: eercf, token-binder, or broad for none.  [default: token-binder with "
+    "--weights, else eercf]",
+)
+weights_option = click.option(
+    "--weights", type=click.Path(path_type=Path), default=None, help="What 'tbpipe train' wrote, for token-binder."
+)
+top_k_option = click.option(
+    "--top-k", type=click.IntRange(min=1), default=50, show_default=True, help="Candidates of the broad view (K)."
+)
+memory_option = click.option(
+    "--memory", type=Bytes(), default="512M", show_default=True, help="Bytes of candidate tokens held at once."
+)
+split_option = click.option("--split", default="", help="Only the captions whose field 'split' says this.")

@@ -1,0 +1,208 @@
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import pytrec_eval
+
+from tests.pipeline.conftest import SMALL, Outcome, Run
+from tests.pipeline.test_cli import one_line_error
+
+VIEWS = ("broad", "focused")
+
+
+@pytest.fixture(scope="module")
+def captions(clips: Path) -> Path:
+    return clips.parent / "captions.jsonl"
+
+
+def evaluate(run: Run, store: Path, *arguments: object) -> Outcome:
+    done = run("evaluate", "--store", store, *arguments)
+    assert done.code == 0, done.err
+    return done
+
+
+def trec_eval(run_file: Path, qrels: Path) -> dict[str, float]:
+    """What the public evaluator says about a run that tbpipe wrote."""
+    run: dict[str, dict[str, float]] = {}
+    for query, _, key, rank, _, _ in (line.split() for line in run_file.read_text().splitlines()):
+        run.setdefault(query, {})[key] = -float(rank)
+    judged: dict[str, dict[str, int]] = {}
+    for query, key, relevance in (line.split("\t") for line in qrels.read_text().splitlines()[1:]):
+        judged.setdefault(query, {})[key] = int(relevance)
+    lines = pytrec_eval.RelevanceEvaluator(judged, {"success.1,5,10", "recip_rank"}).evaluate(run).values()
+    ranks = [1 / line["recip_rank"] for line in lines]
+    success = {f"R@{k}": 100 * float(np.mean([line[f"success_{k}"] for line in lines])) for k in (1, 5, 10)}
+    return {**success, "MdR": float(np.median(ranks)), "MnR": float(np.mean(ranks))}
+
+
+def test_captions_give_both_directions_side_by_side(captions: Path, finished_store: Path, run: Run) -> None:
+    found: dict[str, Any] = evaluate(run, finished_store, "--captions", captions, "--json").json
+    assert (found["method"], found["videos"], found["captioned_videos"], found["left_out"]) == ("eercf", 6, 6, 0)
+    assert "ordered by id" in found["ties"]
+    for direction in ("text_to_video", "video_to_text"):
+        assert (found[direction]["queries"], found[direction]["answers"], found[direction]["top_k"]) == (6, 6, 6)
+        assert found[direction]["ceiling"] == 100
+        for view in VIEWS:
+            assert list(found[direction][view]) == ["R@1", "R@5", "R@10", "MdR", "MnR"]
+            assert found[direction][view]["R@10"] == 100
+            assert 1 <= found[direction][view]["MnR"] <= 6
+    table = evaluate(run, finished_store, "--captions", captions).out
+    for part in ("text to video", "video to text", "broad", "focused", "MdR", "MnR", "K = 6", "6 queries", "by id"):
+        assert part in table
+    assert f"{found['text_to_video']['focused']['MnR']:.1f}" in table
+
+
+@pytest.mark.parametrize("top_k", [2, 50])
+def test_the_metrics_are_those_of_trec_eval_over_our_own_runs(
+    clips: Path, finished_store: Path, run: Run, tmp_path: Path, top_k: int
+) -> None:
+    queries, qrels = clips.parent / "queries.jsonl", clips.parent / "qrels.tsv"
+    given = ("--queries", queries, "--qrels", qrels, "--top-k", top_k)
+    found = evaluate(run, finished_store, *given, "--direction", "t2v", "--json").json
+    assert found["video_to_text"] is None
+    expected = {}
+    for view, method in (("broad", "broad"), ("focused", "eercf")):
+        output = tmp_path / f"{view}.trec"
+        done = run(
+            "rerank", "--store", finished_store, "--queries", queries, "--output", output, "--method", method,
+            "--top-k", 50 if view == "broad" else top_k,
+        )  # fmt: skip
+        assert done.code == 0, done.err
+        expected[view] = output
+    assert found["text_to_video"]["broad"] == pytest.approx(trec_eval(expected["broad"], qrels))
+    assert found["text_to_video"]["ceiling"] == pytest.approx(found_right(expected["focused"], qrels))
+    if top_k >= 6:
+        assert found["text_to_video"]["focused"] == pytest.approx(trec_eval(expected["focused"], qrels))
+
+
+def found_right(run_file: Path, qrels: Path) -> float:
+    """Percent of the queries whose right video is in the run."""
+    right = {tuple(line.split("\t")[:2]) for line in qrels.read_text().splitlines()[1:]}
+    found = {(query, key) for query, _, key, *_ in (line.split() for line in run_file.read_text().splitlines())}
+    return 100 * len(right & found) / len(right)
+
+
+def test_one_caption_a_video_is_the_same_as_its_judged_query(
+    clips: Path, captions: Path, finished_store: Path, run: Run
+) -> None:
+    judged = ("--queries", clips.parent / "queries.jsonl", "--qrels", clips.parent / "qrels.tsv")
+    theirs = evaluate(run, finished_store, *judged, "--json").json
+    ours = evaluate(run, finished_store, "--captions", captions, "--json").json
+    assert theirs == ours
+
+
+def test_direction_method_and_memory(captions: Path, finished_store: Path, run: Run) -> None:
+    both = evaluate(run, finished_store, "--captions", captions, "--top-k", 3, "--json").json
+    little = evaluate(run, finished_store, "--captions", captions, "--top-k", 3, "--memory", "5M", "--json").json
+    assert little == both
+    back = evaluate(run, finished_store, "--captions", captions, "--top-k", 3, "--direction", "v2t", "--json").json
+    assert back["text_to_video"] is None
+    assert back["video_to_text"] == both["video_to_text"]
+    plain = evaluate(run, finished_store, "--captions", captions, "--method", "broad", "--json").json
+    for direction in ("text_to_video", "video_to_text"):
+        assert plain[direction]["focused"] == plain[direction]["broad"] == both[direction]["broad"]
+
+
+def test_several_captions_a_video_are_several_queries(
+    clips: Path, captions: Path, finished_store: Path, run: Run, tmp_path: Path
+) -> None:
+    lines = captions.read_text().splitlines()
+    more = tmp_path / "captions.jsonl"
+    first = json.loads(lines[0])
+    more.write_text("\n".join([*lines[:4], json.dumps({**first, "caption": "a shape that moves"})]) + "\n")
+    found = evaluate(run, finished_store, "--captions", more, "--json").json
+    assert (found["text_to_video"]["queries"], found["text_to_video"]["answers"]) == (5, 6)
+    assert (found["video_to_text"]["queries"], found["video_to_text"]["answers"]) == (4, 5)
+
+
+def test_captions_of_unknown_videos_are_counted_and_named(
+    captions: Path, finished_store: Path, run: Run, tmp_path: Path
+) -> None:
+    lines = captions.read_text().splitlines()
+    more = tmp_path / "captions.jsonl"
+    unknown = [json.dumps({"key": f"elsewhere_{number}.mp4", "caption": "a dog"}) for number in (1, 1, 2)]
+    more.write_text("\n".join([*lines, *unknown]) + "\n")
+    done = evaluate(run, finished_store, "--captions", more, "--json")
+    assert "3 of 9 captions are about 2 videos" in done.err
+    assert "elsewhere_1.mp4" in done.err
+    assert done.json["left_out"] == 3
+    assert (
+        done.json["text_to_video"]
+        == evaluate(run, finished_store, "--captions", captions, "--json").json["text_to_video"]
+    )
+    more.write_text("\n".join(unknown) + "\n")
+    done = run("evaluate", "--store", finished_store, "--captions", more)
+    one_line_error(done, 17, "none of the 3 captions", "6 videos", "elsewhere_1.mp4", "clip_00000.mp4")
+
+
+def test_queries_without_a_right_video_are_counted(clips: Path, finished_store: Path, run: Run, tmp_path: Path) -> None:
+    queries, qrels = tmp_path / "queries.jsonl", tmp_path / "qrels.tsv"
+    shutil.copy(clips.parent / "queries.jsonl", queries)
+    lines = (clips.parent / "qrels.tsv").read_text().splitlines()
+    first_id, first_key, _ = lines[1].split("\t")
+    second_key = lines[2].split("\t")[1]
+    qrels.write_text(
+        "\n".join([*lines[:2], f"{first_id}\t{second_key}\t1", f"{first_id}\tgone.mp4\t1", f"{lines[3][:-1]}0"]) + "\n"
+    )
+    done = evaluate(run, finished_store, "--queries", queries, "--qrels", qrels, "--json")
+    assert "1 of 3 judgements" in done.err
+    assert "5 of 6 queries" in done.err
+    assert (done.json["text_to_video"]["queries"], done.json["video_to_text"]["queries"]) == (1, 2)
+    qrels.write_text("other\tclip_00000.mp4\t1\n")
+    one_line_error(
+        run("evaluate", "--store", finished_store, "--queries", queries, "--qrels", qrels), 17, "query ids of both"
+    )
+    qrels.write_text(f"{first_id}\tgone.mp4\t1\n")
+    one_line_error(
+        run("evaluate", "--store", finished_store, "--queries", queries, "--qrels", qrels), 17, "gone.mp4", first_key
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "part"),
+    [
+        ((), "--captions FILE"),
+        (("--queries", "q.jsonl"), "found --queries"),
+        (("--qrels", "q.tsv"), "found --qrels"),
+        (("--captions", "c.jsonl", "--qrels", "q.tsv"), "found --captions and --qrels"),
+        (("--queries", "q.jsonl", "--qrels", "q.tsv", "--split", "test"), "--split"),
+    ],
+)
+def test_texts_must_come_one_way(finished_store: Path, run: Run, arguments: tuple[str, ...], part: str) -> None:
+    one_line_error(run("evaluate", "--store", finished_store, *arguments), 2, part)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "part"),
+    [(("--direction", "up"), "--direction"), (("--top-k", "0"), "--top-k"), (("--memory", "much"), "512M")],
+)
+def test_wrong_values_are_usage_errors(
+    captions: Path, finished_store: Path, run: Run, arguments: tuple[str, str], part: str
+) -> None:
+    done = run("evaluate", "--store", finished_store, "--captions", captions, *arguments)
+    assert done.code == 2
+    assert part in done.err
+
+
+def test_what_is_wrong_with_method_store_or_memory_is_said(
+    clips: Path, captions: Path, finished_store: Path, run: Run, tmp_path: Path
+) -> None:
+    def asked(*arguments: object, store: Path = finished_store) -> Outcome:
+        return run("evaluate", "--store", store, "--captions", captions, *arguments)
+
+    one_line_error(asked("--method", "eercff"), 2, "'eercf'")
+    one_line_error(asked("--method", "eercf", "--weights", tmp_path / "x.safetensors"), 2, "token-binder")
+    one_line_error(asked("--memory", "1K"), 2, "--memory")
+    one_line_error(asked(store=tmp_path / "gone"), 10, "no store in")
+    one_line_error(run("evaluate", "--store", finished_store, "--captions", tmp_path / "gone.jsonl"), 17, "gone.jsonl")
+
+
+def test_a_store_without_index_says_what_to_run(clips: Path, captions: Path, run: Run, tmp_path: Path) -> None:
+    run("extract", clips, "--store", tmp_path / "store", *SMALL, "--limit", 1)
+    done = run("evaluate", "--store", tmp_path / "store", "--captions", captions)
+    one_line_error(done, 10, "tbpipe index")
