@@ -18,8 +18,8 @@ from stages.decode_pool import DecodePool, DecodeTask
 from stages.extract import ExtractOptions, extract
 from stages.models import load_model
 from stages.preprocess import Preprocessor
-from stages.render import VideoFormat, render_corpus
 from stages.scan import scan
+from stages.synthetic.render import VideoFormat, render_corpus
 
 RENDERED = VideoFormat(width=640, height=360, frames_per_second=25, seconds=4.0)
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from benchmarks.measure import Ratio
-from stages.render import VideoFormat, render_corpus
+from stages.synthetic.render import VideoFormat, render_corpus
 
 NUM_VIDEOS = 100
 FACTOR = 10

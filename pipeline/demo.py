@@ -14,9 +14,9 @@ from pipeline.jobs.extract import ExtractJob, extract
 from pipeline.jobs.rerank import RerankJob, rerank
 from pipeline.jobs.upkeep import index
 from pipeline.progress import progress_bar
-from stages.families import FAMILIES, family_of
-from stages.render import DEMO_SEED, CaptionedVideo, JudgedQuery, render_demo, render_families
 from stages.rerankers import TOKEN_BINDER
+from stages.synthetic.families import FAMILIES, family_of
+from stages.synthetic.render import DEMO_SEED, CaptionedVideo, JudgedQuery, render_demo, render_families
 
 MODEL = "tbpipe-small"
 TOP_K = 20

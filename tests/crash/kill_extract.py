@@ -23,7 +23,7 @@ from typing import NoReturn
 
 from index_store.records import VideoRecord
 from index_store.store import Store
-from stages.render import VideoFormat, render_corpus
+from stages.synthetic.render import VideoFormat, render_corpus
 
 NUM_RENDERED = 12
 NUM_VIDEOS = 240

@@ -12,7 +12,7 @@ import pytest
 from click.testing import CliRunner
 
 from pipeline.cli import main
-from stages.render import VideoFormat, render_corpus
+from stages.synthetic.render import VideoFormat, render_corpus
 
 SMALL = ("--model", "tbpipe-small", "--device", "cpu")
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from stages.render import render_families
+from stages.synthetic.render import render_families
 from tests.pipeline.conftest import SMALL, Outcome, Run
 from tests.pipeline.test_cli import one_line_error
 

@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from stages.drawing import draw_frames
-from stages.families import FAMILIES, GROUP_SIZE, SAYS, draw_family_scenes, family_of, reorder, turn
-from stages.render import main, render_families
-from stages.scenes import Scene, describe, holds, is_unseen
+from stages.synthetic.drawing import draw_frames
+from stages.synthetic.families import FAMILIES, GROUP_SIZE, SAYS, draw_family_scenes, family_of, reorder, turn
+from stages.synthetic.render import main, render_families
+from stages.synthetic.scenes import Scene, describe, holds, is_unseen
 
 
 def groups(family: str, number: int = 6, seed: int = 3) -> list[list[Scene]]:

@@ -17,7 +17,7 @@ from stages.models import MODELS, load_model
 from stages.models.bpe import learn_merges, read_merges, write_merges
 from stages.models.tiny import TinySizes, model_config, new_model, new_tokenizer, save_tokenizer, vocabulary_size
 from stages.preprocess import Preprocessor
-from stages.pretrain import (
+from stages.synthetic.pretrain import (
     PretrainConfig,
     Recall,
     Trainer,
@@ -28,7 +28,7 @@ from stages.pretrain import (
     pretrain,
     recall,
 )
-from stages.pretrain_data import (
+from stages.synthetic.pretrain_data import (
     attribute_labels,
     augment,
     encode_frames,
@@ -38,8 +38,8 @@ from stages.pretrain_data import (
     pool_frames,
     true_elsewhere,
 )
-from stages.render import CaptionedVideo, VideoFormat, draw_scenes, render_corpus, render_demo
-from stages.scenes import LEVELS, Combinations, describe
+from stages.synthetic.render import CaptionedVideo, VideoFormat, draw_scenes, render_corpus, render_demo
+from stages.synthetic.scenes import LEVELS, Combinations, describe
 from stages.video import decode
 
 SIZES = TinySizes(16, 16, 8, 32, 1, 32, 1, 16, 40)

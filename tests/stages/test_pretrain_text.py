@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 import torch
 
-from stages.families import FAMILIES, SAYS, reorder
 from stages.models import MODELS
 from stages.models.tiny import TinySizes, load_small, new_tokenizer
-from stages.pretrain_data import make_corpus
-from stages.pretrain_text import BindingConfig, binding_labels, first_weights, learn_to_bind, main
-from stages.render import VideoFormat
 from stages.rerankers.token_binder import TokenBinderWeights
-from stages.scenes import Claim, Statement, describe, draw_scene
+from stages.synthetic.families import FAMILIES, SAYS, reorder
+from stages.synthetic.pretrain_data import make_corpus
+from stages.synthetic.pretrain_text import BindingConfig, binding_labels, first_weights, learn_to_bind, main
+from stages.synthetic.render import VideoFormat
+from stages.synthetic.scenes import Claim, Statement, describe, draw_scene
 
 SMALL = MODELS["tbpipe-small"]
 

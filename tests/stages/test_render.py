@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from index_store.settings import SamplingSettings
-from stages.drawing import draw_frames
-from stages.render import (
+from stages.synthetic.drawing import draw_frames
+from stages.synthetic.render import (
     DEMO_SEED,
     VideoFormat,
     draw_scenes,
@@ -19,7 +19,7 @@ from stages.render import (
     render_corpus,
     render_demo,
 )
-from stages.scenes import BACKGROUNDS, COLOURS, LEVELS, SHAPES, Scene, Thing, describe, holds
+from stages.synthetic.scenes import BACKGROUNDS, COLOURS, LEVELS, SHAPES, Scene, Thing, describe, holds
 from stages.video import decode
 
 SMALL = VideoFormat(width=64, height=48, frames_per_second=8, seconds=1.0)

@@ -7,8 +7,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from stages.captions import phrase
-from stages.scenes import (
+from stages.synthetic.captions import phrase
+from stages.synthetic.scenes import (
     BACKGROUNDS,
     COLOURS,
     LEVELS,

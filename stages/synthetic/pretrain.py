@@ -1,6 +1,6 @@
 """Train the small CLIP that ships with the project, on captioned videos that the project renders and encodes itself.
 
-    python -m stages.pretrain --output stages/models/small --work /tmp/pretrain
+    python -m stages.synthetic.pretrain --output stages/models/small --work /tmp/pretrain
 
 made the shipped weights: with the defaults, seed 7, in about half an hour on one 2.5 GHz core (6 minutes of it to
 render, encode and decode 5,000 videos). It renders the corpora, decodes them, trains, and after every
@@ -34,7 +34,6 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
-from stages.captions import phrase
 from stages.models.bpe import learn_merges
 from stages.models.tiny import (
     MEAN,
@@ -46,7 +45,8 @@ from stages.models.tiny import (
     save_weights,
 )
 from stages.preprocess import normalise
-from stages.pretrain_data import (
+from stages.synthetic.captions import phrase
+from stages.synthetic.pretrain_data import (
     FrameCorpus,
     attribute_labels,
     augment,
@@ -57,8 +57,8 @@ from stages.pretrain_data import (
     pool_frames,
     true_elsewhere,
 )
-from stages.render import VideoFormat
-from stages.scenes import (
+from stages.synthetic.render import VideoFormat
+from stages.synthetic.scenes import (
     BACKGROUNDS,
     COLOURS,
     LEVELS,
@@ -322,7 +322,7 @@ def _write_log(log: Any, record: dict[str, Any]) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Parse the command line and train."""
     parser = argparse.ArgumentParser(
-        prog="python -m stages.pretrain", description="Train the small CLIP that ships with the project."
+        prog="python -m stages.synthetic.pretrain", description="Train the small CLIP that ships with the project."
     )
     parser.add_argument("--output", type=Path, required=True, help="folder of the three files of the model")
     parser.add_argument("--work", type=Path, required=True, help="folder for the rendered videos and log.jsonl")

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from stages.scenes import Scene, Thing
+from stages.synthetic.scenes import Scene, Thing
 
 Array = NDArray[np.float32]
 Pixels = NDArray[np.uint8]

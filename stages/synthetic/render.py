@@ -3,8 +3,8 @@ benchmark.
 
 ``encode_video`` writes frames to an mp4 file, ``render_corpus`` makes a folder of rendered files with their captions,
 ``render_families`` the fine-grained benchmark, ``render_demo`` the demo's corpus with queries and judgements.
-Everything follows from the seed, to the byte. What can happen is in ``stages.scenes``, how it looks in
-``stages.drawing``, how it is said in ``stages.captions``.
+Everything follows from the seed, to the byte. What can happen is in ``scenes.py``, how it looks in
+``drawing.py``, how it is said in ``captions.py``.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from pathlib import Path
 
 import numpy as np
 
-from stages.captions import phrase
-from stages.drawing import Pixels, draw_frames
-from stages.families import FAMILIES, GROUP_SIZE, draw_family_scenes
-from stages.families import SAYS as FAMILY_SAYS
-from stages.scenes import (
+from stages.synthetic.captions import phrase
+from stages.synthetic.drawing import Pixels, draw_frames
+from stages.synthetic.families import FAMILIES, GROUP_SIZE, draw_family_scenes
+from stages.synthetic.families import SAYS as FAMILY_SAYS
+from stages.synthetic.scenes import (
     LEVELS,
     Attribute,
     Combinations,
@@ -177,7 +177,7 @@ def render_families(
     captions_each: int = 1,
     on_video: Callable[[int], object] = lambda count: None,
 ) -> list[CaptionedVideo]:
-    """Render the fine-grained benchmark: groups of near-duplicates, see ``stages.families``; files as render_corpus.
+    """Render the fine-grained benchmark: groups of near-duplicates, see ``families.py``; files as render_corpus.
 
     captions.jsonl holds ``captions_each`` paraphrases of what can be said of each video; the first one is its query.
     """
@@ -309,7 +309,7 @@ def _plain_queries(
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Render the fine-grained benchmark into a folder."""
-    parser = argparse.ArgumentParser(prog="python -m stages.render", description=main.__doc__)
+    parser = argparse.ArgumentParser(prog="python -m stages.synthetic.render", description=main.__doc__)
     parser.add_argument("--output", type=Path, required=True, help="folder for videos/, captions.jsonl, queries.jsonl")
     parser.add_argument("--seed", type=int, default=DEMO_SEED)
     parser.add_argument("--videos", type=int, default=1000)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from stages.scenes import (
+from stages.synthetic.scenes import (
     OPPOSITES,
     Attribute,
     Combinations,

@@ -14,8 +14,8 @@ from torch.nn import functional
 from index_store.settings import ModelSettings, SamplingSettings
 from stages.models.tiny import MEAN, STD
 from stages.preprocess import Preprocessor
-from stages.render import CaptionedVideo, VideoFormat, render_corpus
-from stages.scenes import BACKGROUNDS, COLOURS, SHAPES, Combinations, Detail, Scene, Statement, holds
+from stages.synthetic.render import CaptionedVideo, VideoFormat, render_corpus
+from stages.synthetic.scenes import BACKGROUNDS, COLOURS, SHAPES, Combinations, Detail, Scene, Statement, holds
 from stages.video import decode
 
 if TYPE_CHECKING:

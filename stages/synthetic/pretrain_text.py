@@ -1,6 +1,6 @@
 """Where the training of the small model's focused view starts: a text tower that knows what belongs to what.
 
-    python -m stages.pretrain_text --output first.safetensors --work /tmp/pretrain
+    python -m stages.synthetic.pretrain_text --output first.safetensors --work /tmp/pretrain
 
 The small CLIP's text tower was asked only for what single frames show, so it drops the rest of a sentence: who moves
 where, what comes first. The text towers of large CLIPs have read enough to keep that. Here a copy of it is taught with
@@ -26,16 +26,23 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from stages.captions import phrase
-from stages.families import FAMILIES, SAYS
 from stages.models import MODELS, load_model
 from stages.models.tiny import MEAN, STD, TinySizes, load_small, new_tokenizer
 from stages.preprocess import normalise
-from stages.pretrain import PretrainConfig
-from stages.pretrain_data import FrameCorpus, encode_frames, encode_texts, make_corpus, pool_frames, true_elsewhere
 from stages.rerankers.fusion import FusionConfig
 from stages.rerankers.token_binder import FeatureKind, TokenBinderWeights
-from stages.scenes import (
+from stages.synthetic.captions import phrase
+from stages.synthetic.families import FAMILIES, SAYS
+from stages.synthetic.pretrain import PretrainConfig
+from stages.synthetic.pretrain_data import (
+    FrameCorpus,
+    encode_frames,
+    encode_texts,
+    make_corpus,
+    pool_frames,
+    true_elsewhere,
+)
+from stages.synthetic.scenes import (
     BACKGROUNDS,
     COLOURS,
     LEVELS,
@@ -190,7 +197,7 @@ def first_weights(model: CLIP) -> TokenBinderWeights:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Teach the text tower of the small model and write weights to start from."""
-    parser = argparse.ArgumentParser(prog="python -m stages.pretrain_text", description=main.__doc__)
+    parser = argparse.ArgumentParser(prog="python -m stages.synthetic.pretrain_text", description=main.__doc__)
     parser.add_argument("--output", type=Path, required=True, help="weights file to write, NAME.safetensors")
     parser.add_argument("--work", type=Path, required=True, help="folder for the rendered videos")
     parser.add_argument("--steps", type=int, default=BindingConfig().steps)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from stages.scenes import Claim, Statement
+from stages.synthetic.scenes import Claim, Statement
 
 _SHAPES: dict[str, tuple[str, ...]] = {
     "circle": ("circle", "circle", "ball", "disc"),
