@@ -1,4 +1,7 @@
-"""``python -m benchmarks [NAME...]``: claims on stderr, a JSON object a line on stdout; exit code 1 when one misses."""
+"""``python -m benchmarks [NAME...]``: claims on stderr, a JSON object a line on stdout; exit code 1 when one misses.
+
+What takes hours is a command of its own: ``python -m benchmarks.ablation``.
+"""
 
 from __future__ import annotations
 

@@ -45,6 +45,8 @@ class TrainConfig:
     """To every video drawn for a batch, so many of its nearest neighbours are added: hard negatives for its caption."""
     v2t: bool = True
     """Train both directions."""
+    focused: bool = True
+    """False: the broad view learns alone and Delta stays 0, for comparison."""
     micro_lists: int = 32
     """Candidate lists that are scored at once; changes memory and speed, not the gradient."""
     seed: int = 0

@@ -148,10 +148,14 @@ class Trainer:
         batch = draw_batch(self.corpus, self.train_on, config.batch_size, config.neighbours, config.seed, self.step)
         indicators = self.model.encode(batch.texts)
         broad_loss = self.model.broad_loss(indicators, self.pooled[batch.positions], _same_text(batch.texts))
-        # The focused view's gradient is gathered on a copy, list by list, and then goes through the text tower once.
-        leaf = indicators.detach().requires_grad_()
-        measured = self._focus(batch, leaf)
-        torch.autograd.backward([broad_loss, indicators], [torch.ones_like(broad_loss), leaf.grad])
+        measured: dict[str, float] = {}
+        if config.focused:
+            # Its gradient is gathered on a copy, list by list, and then goes through the text tower once.
+            leaf = indicators.detach().requires_grad_()
+            measured = self._focus(batch, leaf)
+            torch.autograd.backward([broad_loss, indicators], [torch.ones_like(broad_loss), leaf.grad])
+        else:
+            broad_loss.backward()  # type: ignore[no-untyped-call]
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), _GRADIENT_NORM)
         self.optimiser.step()
         return {"broad_loss": broad_loss.item(), **measured, "scale": self.model.scale.item(), "norm": norm.item()}

@@ -122,6 +122,17 @@ def test_every_form_can_be_trained(data: Data, tmp_path: Path, changes: dict[str
     trainer.weights().network(path)
 
 
+def test_the_broad_view_can_learn_alone(data: Data, tmp_path: Path) -> None:
+    trainer = run(data, tmp_path, replace(QUICK, epochs=0.3, focused=False, gumbel=1.0))
+    untrained = Trainer(data[0].settings, small_clip(), trainer.corpus, trainer.config, torch.device("cpu"))
+    before, after = untrained.model.state_dict(), trainer.model.state_dict()
+    changed = {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])}
+    assert changed == {"text", "indicators", "log_scale"}
+    lines = [line for line in Journal(tmp_path / "log.jsonl").read() if line["event"] == "validation"]
+    assert [line["step"] for line in lines] == [0, trainer.num_steps]
+    assert all(line["focused"] == line["broad"] for line in lines)
+
+
 def test_captions_of_a_handful_of_videos_are_refused(data: Data) -> None:
     store, captions = data
     with store.snapshot() as snapshot, pytest.raises(InputError, match="3 videos have captions"):
