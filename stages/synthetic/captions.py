@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -62,6 +63,21 @@ _PLACES: dict[str, tuple[str, ...]] = {
     "bottom left": ("at the bottom left", "in the lower left corner"),
     "bottom right": ("at the bottom right", "in the lower right corner"),
 }
+_RANKS: dict[str, tuple[tuple[str, str], ...]] = {
+    "smallest": (("smallest", ""), ("tiniest", ""), ("smallest", "of all")),
+    "second smallest": (("second smallest", ""), ("next to smallest", ""), ("second smallest", "of all")),
+    "second largest": (("second largest", ""), ("next to largest", ""), ("second biggest", "of all")),
+    "largest": (("largest", ""), ("biggest", ""), ("largest", "of all")),
+    "slowest": (("slowest", ""), ("least fast", "")),
+    "second slowest": (("second slowest", ""), ("next to slowest", "")),
+    "second fastest": (("second fastest", ""), ("next to fastest", ""), ("second quickest", "")),
+    "fastest": (("fastest", ""), ("quickest", "")),
+    "first": (("first", "to appear"), ("first", "to come"), ("earliest", "")),
+    "second": (("second", "to appear"), ("second", "to come"), ("second earliest", "")),
+    "third": (("third", "to appear"), ("third", "to come"), ("second latest", "")),
+    "last": (("last", "to appear"), ("last", "to come"), ("latest", "")),
+}
+"""Rank -> pairs of what is said before the thing's looks and what is said after it."""
 _OPENINGS: tuple[str, ...] = ("", "", "", "a video of ", "the video shows ", "there is ", "we see ", "a clip with ")
 
 
@@ -119,7 +135,12 @@ def _verb(claim: Claim, rng: np.random.Generator, *, finite: bool) -> str:
 
 
 def _name(claim: Claim, rng: np.random.Generator) -> str:
-    """The thing itself, such as "a small striped red circle"."""
+    """The thing itself, such as "a small striped red circle" or "the largest circle"."""
+    if claim.rank:
+        forms = _RANKS[claim.rank]
+        before, after = forms[int(rng.integers(len(forms)))]
+        name = _name(replace(claim, rank=None), rng).partition(" ")[2]
+        return f"the {before} {name} {after}".rstrip()
     words = []
     if claim.size:
         words.append(_pick(_SIZES[claim.size], rng))

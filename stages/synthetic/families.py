@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from stages.synthetic.comparisons import COMPARISONS, Comparison
 from stages.synthetic.scenes import (
     OPPOSITES,
     Attribute,
@@ -122,6 +123,9 @@ FAMILIES: dict[str, Family] = {
 }
 """From one thing that is somewhere to two that move, one after the other. duet: both at once; parade: in turn."""
 
+KNOWN: dict[str, Family | Comparison] = FAMILIES | COMPARISONS
+"""All there are. The comparisons are asked for by name: their captions are true within a group only."""
+
 
 def draw_family_scenes(
     seed: int, num_videos: int, families: Sequence[str] = tuple(FAMILIES), combinations: Combinations = "any"
@@ -129,21 +133,28 @@ def draw_family_scenes(
     """Scenes in groups of GROUP_SIZE, families in turn; every full description is true of one scene only.
 
     Group g is ``scenes[g * GROUP_SIZE :][:GROUP_SIZE]`` and of family ``families[g % len(families)]``; the last group
-    may be cut. With ``combinations`` "unseen" every group has a colour-shape pair that training never sees. Raises
-    ValueError when the families have not that many different scenes.
+    may be cut. With ``combinations`` "unseen" every group has a colour-shape pair that training never sees. What one
+    group compares no other group shows in front of the same background. Raises ValueError when the families have not
+    that many different scenes.
     """
     rng = np.random.default_rng([seed, num_videos, len(families), 5])
     scenes: list[Scene] = []
     stated: set[tuple[object, ...]] = set()
+    shown: set[tuple[str, ...]] = set()
+    compared: set[tuple[str, ...]] = set()
     rejected = 0
     while len(scenes) < num_videos:
-        family = FAMILIES[families[len(scenes) // GROUP_SIZE % len(families)]]
+        family = KNOWN[families[len(scenes) // GROUP_SIZE % len(families)]]
         group = family.variants(draw_scene(rng, family.level, combinations), rng)
         allowed = all(is_allowed(scene, "seen" if combinations == "seen" else "any") for scene in group)
-        meanings = {_meaning(describe(scene, SAYS)) for scene in group}
-        if allowed and not meanings & stated and _are_told_apart(group):
+        meanings = {_meaning(describe(scene, family.level.says)) for scene in group}
+        looks = {look for scene in group for look in _looks(scene)}
+        is_new = not meanings & stated and not looks & (shown if isinstance(family, Comparison) else compared)
+        if allowed and is_new and _are_told_apart(group, family.level.says):
             scenes += group
             stated |= meanings
+            shown |= looks
+            compared |= looks if isinstance(family, Comparison) else set()
             rejected = 0
             continue
         rejected += 1
@@ -152,9 +163,9 @@ def draw_family_scenes(
     return scenes[:num_videos]
 
 
-def _are_told_apart(group: Sequence[Scene]) -> bool:
+def _are_told_apart(group: Sequence[Scene], says: frozenset[Attribute]) -> bool:
     """True if what can be said about each scene is true of no other one in the group."""
-    said = [describe(scene, SAYS) for scene in group]
+    said = [describe(scene, says) for scene in group]
     return all(holds(one, scene) == (at == own) for own, one in enumerate(said) for at, scene in enumerate(group))
 
 
@@ -162,6 +173,15 @@ def _meaning(statement: Statement) -> tuple[object, ...]:
     """The same for two statements that say the same of two things, whichever they name first."""
     claims = statement.claims if statement.in_order else tuple(sorted(statement.claims, key=repr))
     return statement.background, statement.in_order, claims
+
+
+def _looks(scene: Scene) -> set[tuple[str, ...]]:
+    return {(scene.background, thing.shape, thing.colour, thing.texture) for thing in scene.things}
+
+
+def describe_families(scenes: Sequence[Scene], families: Sequence[str] = tuple(FAMILIES)) -> list[Statement]:
+    """All that may be said about each scene of ``draw_family_scenes``."""
+    return [describe(scene, KNOWN[family_of(at, families)].level.says) for at, scene in enumerate(scenes)]
 
 
 def family_of(place: int, families: Sequence[str] = tuple(FAMILIES)) -> str:

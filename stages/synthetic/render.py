@@ -2,7 +2,7 @@
 benchmark.
 
 ``encode_video`` writes frames to an mp4 file, ``render_corpus`` makes a folder of rendered files with their captions,
-``render_families`` the fine-grained benchmark, ``render_demo`` the demo's corpus with queries and judgements.
+``render_families`` the fine-grained benchmarks, ``render_demo`` the demo's corpus with queries and judgements.
 Everything follows from the seed, to the byte. What can happen is in ``scenes.py``, how it looks in
 ``drawing.py``, how it is said in ``captions.py``.
 """
@@ -20,8 +20,7 @@ import numpy as np
 
 from stages.synthetic.captions import phrase
 from stages.synthetic.drawing import Pixels, draw_frames
-from stages.synthetic.families import FAMILIES, GROUP_SIZE, draw_family_scenes
-from stages.synthetic.families import SAYS as FAMILY_SAYS
+from stages.synthetic.families import FAMILIES, GROUP_SIZE, KNOWN, describe_families, draw_family_scenes
 from stages.synthetic.scenes import (
     LEVELS,
     Attribute,
@@ -160,7 +159,8 @@ def render_corpus(
     replaced.
     """
     scenes = draw_scenes(seed, num_videos, LEVELS[level], combinations, group_size, details)
-    videos = caption_scenes(directory, seed, scenes, LEVELS[level].says, group_size)
+    statements = [describe(scene, LEVELS[level].says) for scene in scenes]
+    videos = caption_scenes(directory, seed, scenes, statements, group_size)
     for video in videos:
         render_scene(video.path, video.scene, video_format or VideoFormat())
     write_captions(directory, videos)
@@ -177,12 +177,13 @@ def render_families(
     captions_each: int = 1,
     on_video: Callable[[int], object] = lambda count: None,
 ) -> list[CaptionedVideo]:
-    """Render the fine-grained benchmark: groups of near-duplicates, see ``families.py``; files as render_corpus.
+    """Render the fine-grained benchmark: groups of near-duplicates, see ``families.py`` and ``comparisons.py``.
 
-    captions.jsonl holds ``captions_each`` paraphrases of what can be said of each video; the first one is its query.
+    Files as render_corpus. captions.jsonl holds ``captions_each`` paraphrases of what can be said of each video; the
+    first one is its query.
     """
     scenes = draw_family_scenes(seed, num_videos, families, combinations)
-    videos = caption_scenes(directory, seed, scenes, FAMILY_SAYS, GROUP_SIZE)
+    videos = caption_scenes(directory, seed, scenes, describe_families(scenes, families), GROUP_SIZE)
     for video in videos:
         render_scene(video.path, video.scene, VideoFormat())
         on_video(1)
@@ -194,13 +195,13 @@ def render_families(
 
 
 def caption_scenes(
-    directory: Path, seed: int, scenes: list[Scene], says: frozenset[Attribute], group_size: int = 1
+    directory: Path, seed: int, scenes: Sequence[Scene], statements: Sequence[Statement], group_size: int = 1
 ) -> list[CaptionedVideo]:
-    """Give each scene a file name in ``directory``/videos and a caption that says all it may."""
+    """Give each scene a file name in ``directory``/videos and a caption that says its statement."""
     rng = np.random.default_rng([seed, 1])
     videos = []
-    for i, scene in enumerate(scenes):
-        key, statement = f"clip_{i:05d}.mp4", describe(scene, says)
+    for i, (scene, statement) in enumerate(zip(scenes, statements, strict=True)):
+        key = f"clip_{i:05d}.mp4"
         path = directory / "videos" / key
         videos.append(CaptionedVideo(key, path, phrase(statement, rng), scene, statement, i // group_size))
     return videos
@@ -248,7 +249,8 @@ def render_demo(
     """
     rng = np.random.default_rng([seed, 4])
     scenes, targets = _demo_scenes(rng, seed, num_videos)
-    videos = caption_scenes(directory, seed, scenes, LEVELS["mixed"].says)
+    statements = [describe(scene, LEVELS["mixed"].says) for scene in scenes]
+    videos = caption_scenes(directory, seed, scenes, statements)
     queries = _plain_queries(rng, videos[2 * len(targets) :], videos, num_queries)
     for i, target in enumerate(targets):
         queries.append(JudgedQuery(f"hard{i + 1}", videos[target].caption, (videos[target].key,), True))
@@ -313,16 +315,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--output", type=Path, required=True, help="folder for videos/, captions.jsonl, queries.jsonl")
     parser.add_argument("--seed", type=int, default=DEMO_SEED)
     parser.add_argument("--videos", type=int, default=1000)
-    parser.add_argument("--families", default=",".join(FAMILIES), help="some of %(default)s")
+    parser.add_argument(
+        "--families", default=",".join(FAMILIES), help=f"some of {', '.join(KNOWN)}; default %(default)s"
+    )
     parser.add_argument("--split", choices=("train", "test", "any"), default="any", help="colour-shape pairs to use")
     parser.add_argument("--captions", type=int, default=1, help="captions of each video")
     options = parser.parse_args(arguments)
     families = options.families.split(",")
-    unknown = [family for family in families if family not in FAMILIES]
+    unknown = [family for family in families if family not in KNOWN]
     if unknown or options.videos < 1 or options.captions < 1:
-        parser.error(
-            f"no family {unknown[0]}; known: {', '.join(FAMILIES)}" if unknown else "videos and captions: >= 1"
-        )
+        parser.error(f"no family {unknown[0]}; known: {', '.join(KNOWN)}" if unknown else "videos and captions: >= 1")
     combinations: dict[str, Combinations] = {"train": "seen", "test": "unseen", "any": "any"}
     render_families(
         options.output, options.seed, options.videos, families, combinations[options.split], options.captions

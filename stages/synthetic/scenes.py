@@ -94,7 +94,7 @@ _STAYS = frozenset({"still", "spinning", "growing", "shrinking", "blinking"})
 _ROUND = frozenset({"circle", "ring"})
 """Shapes that nobody can see spin."""
 
-Attribute = Literal["colour", "shape", "size", "texture", "motion", "place", "background", "order"]
+Attribute = Literal["colour", "shape", "size", "texture", "motion", "place", "background", "order", "rank"]
 Detail = Literal["colour", "shape", "background", "texture", "swap", "order", "direction"]
 """What similar scenes differ in. swap: who has which colour; order: what comes first; direction: opposite movement."""
 Combinations = Literal["any", "seen", "unseen"]
@@ -123,6 +123,8 @@ class Thing:
     """The very sRGB it is drawn in: its colour, a little varied."""
     angle: float
     """How it is turned at the start, radians."""
+    rank: str | None = None
+    """Such as ``second largest`` among its near-duplicates; None where it has none, or they do not differ so."""
 
     @property
     def size(self) -> str | None:
@@ -169,6 +171,7 @@ class Claim:
     size: str | None = None
     motion: str | None = None
     place: str | None = None
+    rank: str | None = None
 
     def holds(self, thing: Thing) -> bool:
         """True if nothing that is claimed is wrong for ``thing``."""
@@ -179,6 +182,7 @@ class Claim:
             and self.size in (None, thing.size)
             and self.motion in (None, thing.motion)
             and self.place in (None, thing.place)
+            and self.rank in (None, thing.rank)
         )
 
 
@@ -222,7 +226,7 @@ def count_wrong(statement: Statement, scene: Scene) -> int:
 
 
 def _count_wrong(claim: Claim, thing: Thing | None) -> int:
-    names = ("shape", "colour", "texture", "size", "motion", "place")
+    names = ("shape", "colour", "texture", "size", "motion", "place", "rank")
     claimed = [name for name in names if getattr(claim, name) is not None]
     return sum(thing is None or getattr(claim, name) != getattr(thing, name) for name in claimed)
 
@@ -368,6 +372,7 @@ def describe(scene: Scene, says: frozenset[Attribute]) -> Statement:
             size=thing.size if "size" in says else None,
             motion=thing.motion if "motion" in says and thing.motion != "still" else None,
             place=thing.place if "place" in says else None,
+            rank=thing.rank if "rank" in says else None,
         )
         for thing in scene.things
     )
