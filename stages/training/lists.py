@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -68,12 +69,13 @@ def _sequence(allowed: NDArray[np.int64], seed: int, start: int, number: int) ->
 def top_lists(scores: Tensor, right: Tensor, number: int) -> Lists:
     """The ``number`` best columns of scores [B, N] for each row, equal ones by column.
 
-    The right column, right int64 [B], takes the last place where it is not among them: a query whose answer was not
-    recalled teaches the focused view nothing otherwise.
+    Where the right column, right int64 [B], is not among them, the list is a later run of columns that holds it, at
+    another place from row to row: such a query still teaches, and the right one is not told by its low score.
     """
     number = min(number, scores.shape[1])
-    found = scores.detach().cpu().sort(dim=1, descending=True, stable=True).indices[:, :number]
-    right = right.cpu()
-    lost = (found != right[:, None]).all(dim=1)
-    found[lost, -1] = right[lost]
-    return Lists(found.numpy(), (found == right[:, None]).int().argmax(dim=1))
+    order = scores.detach().cpu().sort(dim=1, descending=True, stable=True).indices
+    place = (order == right.cpu()[:, None]).int().argmax(dim=1)
+    start = (place - torch.arange(len(place)) % number).clamp(0, scores.shape[1] - number)
+    start = start.masked_fill(place < number, 0)
+    found = order.gather(1, start[:, None] + torch.arange(number))
+    return Lists(found.numpy(), place - start)

@@ -162,9 +162,19 @@ def test_batches_go_through_all_videos_and_bring_their_neighbours(data: Data) ->
 def test_lists_are_the_best_by_broad_score_and_hold_the_right_one() -> None:
     scores = torch.tensor([[0.1, 0.9, 0.5, 0.5], [0.9, 0.8, 0.1, 0.2]])
     lists = top_lists(scores, torch.tensor([2, 2]), 2)
-    assert lists.candidates.tolist() == [[1, 2], [0, 2]]
+    assert lists.candidates.tolist() == [[1, 2], [3, 2]]
     assert lists.target.tolist() == [1, 1]
     assert top_lists(scores, torch.tensor([3, 0]), 9).candidates.tolist() == [[1, 2, 3, 0], [0, 1, 3, 2]]
+
+
+def test_the_right_one_that_was_not_recalled_is_not_told_by_its_place() -> None:
+    scores = torch.arange(30.0).flip(0).repeat(12, 1)
+    lists = top_lists(scores, torch.full((12,), 20), 4)
+    assert lists.target.tolist() == [0, 1, 2, 3] * 3
+    assert (lists.candidates[np.arange(12), lists.target] == 20).all()
+    assert (np.diff(lists.candidates, axis=1) == 1).all()
+    assert top_lists(scores, torch.full((12,), 29), 4).candidates.tolist() == [[26, 27, 28, 29]] * 12
+    assert top_lists(scores, torch.full((12,), 3), 4).candidates.tolist() == [[0, 1, 2, 3]] * 12
 
 
 def test_the_learning_rate_rises_and_falls() -> None:
