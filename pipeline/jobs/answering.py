@@ -87,11 +87,17 @@ def _token_binder(store: Store, model: ClipModel, weights: Path | None) -> Reran
     return TokenBinderReranker.open(weights, store.settings, model)
 
 
-def text_model(store: Store, pretrained: str | None, device: str) -> ClipModel:
-    """The text tower of the model that made the store. Raises FingerprintError for other weights."""
+def text_model(store: Store, pretrained: str | None, device: str, dtype: str | None = None) -> ClipModel:
+    """The text tower of the model that made the store, in its precision or in ``dtype``.
+
+    Raises FingerprintError for other weights.
+    """
     from stages.models import load_model
 
     pinned = store.settings.model
-    model = load_model(pinned.name, pretrained or pinned.pretrained, device, pinned.compute_dtype, towers="text")
-    store.settings.require_same(replace(store.settings, model=model.settings()), store.directory)
+    model = load_model(
+        pinned.name, pretrained or pinned.pretrained, device, dtype or pinned.compute_dtype, towers="text"
+    )
+    found = replace(model.settings(), compute_dtype=pinned.compute_dtype)
+    store.settings.require_same(replace(store.settings, model=found), store.directory)
     return model

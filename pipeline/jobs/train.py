@@ -90,7 +90,7 @@ def train(job: TrainJob) -> TrainResult:
         start.kind.require(store.settings, job.start)
     with store.snapshot() as snapshot:
         captions, warnings = _captions(snapshot, job)
-        model = text_model(store, job.pretrained, job.device)
+        model = text_model(store, job.pretrained, job.device, "float32")
         corpus = PairCorpus(snapshot, captions)
         trainer = Trainer(store.settings, model, corpus, config, model.device, start)
         journal = Journal(log)

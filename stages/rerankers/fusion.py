@@ -121,7 +121,8 @@ class FusionNetwork(nn.Module):
             found = block(state, videos)
             state = takes_in(state, found, is_candidate)
         found = self.blocks[-1](state, videos)
-        delta: Tensor = self.head(state, found, broad, is_candidate)
+        with torch.autocast(state.device.type, enabled=False):  # small, and it tells nearly equal candidates apart
+            delta: Tensor = self.head(state, found, broad, is_candidate)
         return delta.masked_fill(~is_candidate, 0.0)
 
 
@@ -154,14 +155,14 @@ class Gathering(nn.Module):
         rows = asked.shape[2]
         asked = asked.unsqueeze(1).expand(-1, num_videos, -1, -1, -1).reshape(groups * num_videos, -1, width)
         tokens = videos.tokens.reshape(groups * num_videos, num_frames * num_tokens, width)
-        logits = torch.bmm(asked, tokens.transpose(1, 2)).view(bias.shape) + bias
+        logits = torch.bmm(asked, tokens.transpose(1, 2)).view(bias.shape).float() + bias.float()
         if self.training and self.gumbel:
             logits = logits + self.gumbel * _gumbel_like(logits)
         logits = logits.masked_fill(~videos.frame_mask[:, :, None, None, :, None], _NEVER).flatten(4)
         total = logits.logsumexp(dim=-1)
         weights = (logits - total.unsqueeze(-1)).exp()
         gathered = torch.bmm(weights.flatten(2, 3).flatten(0, 1), tokens)
-        gathered = gathered.view(groups, num_videos, num_texts, rows, width) + self._where(weights, videos)
+        gathered = gathered.view(groups, num_videos, num_texts, rows, width).float() + self._where(weights, videos)
         num_real = videos.frame_mask.sum(dim=-1).clamp_min(1) * num_tokens
         evidence = total - num_real.log()[:, :, None, None]
         return Findings(evidence.flatten(1, 2), gathered.flatten(1, 2))

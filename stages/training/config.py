@@ -6,7 +6,7 @@ import dataclasses
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 from index_store.errors import InputError, UsageError
 from stages.rerankers.fusion import Head
@@ -15,6 +15,9 @@ if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib  # type: ignore[import-not-found,unused-ignore]  # only there before Python 3.11
+
+Precision = Literal["auto", "float32", "bfloat16"]
+"""Of the matrix products in training; auto: bfloat16 on a GPU, float32 elsewhere."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,6 +52,8 @@ class TrainConfig:
     """False: the broad view learns alone and Delta stays 0, for comparison."""
     micro_lists: int = 32
     """Candidate lists that are scored at once; changes memory and speed, not the gradient."""
+    precision: Precision = "auto"
+    """Weights, normalisations, softmax and losses are float32 in each of them."""
     seed: int = 0
     validation: float = 0.1
     """Share of the videos that are kept from training, to choose the best weights."""
@@ -64,6 +69,8 @@ class TrainConfig:
             raise UsageError(f"{sizes}: each must be at least 2")
         if not 0 < self.epochs < float("inf") or not 0 <= self.validation < 1:
             raise UsageError(f"epochs = {self.epochs} must be above 0, validation = {self.validation} within [0, 1)")
+        if self.precision not in get_args(Precision):
+            raise UsageError(f"precision = {self.precision!r}, expected one of {', '.join(get_args(Precision))}")
 
 
 PRESETS: dict[str, TrainConfig] = {

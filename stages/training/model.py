@@ -8,6 +8,7 @@ l_t2v, l_v2t: InfoNCE over the batch of B pairs; l_focus: cross-entropy over the
 from __future__ import annotations
 
 import math
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from stages.models.clip import ClipModel
 from stages.models.text import word_mask
 from stages.rerankers.fusion import FusionConfig, FusionNetwork, VideoTokens
 from stages.rerankers.token_binder import TokenBinderWeights
+from stages.training.config import Precision
 
 MAX_LOGIT_SCALE = 100.0
 """As CLIP: the temperature is not let below 0.01."""
@@ -28,10 +30,19 @@ class TokenBinderModel(nn.Module):
     """What is trained on cached features."""
 
     def __init__(
-        self, clip: ClipModel, config: FusionConfig, seed: int, start: TokenBinderWeights | None = None
+        self,
+        clip: ClipModel,
+        config: FusionConfig,
+        seed: int,
+        start: TokenBinderWeights | None = None,
+        precision: Precision = "float32",
     ) -> None:
-        """Start from the text tower of ``clip``, untrained: I_1 is its sentence and Delta is 0; or from ``start``."""
+        """Start from the text tower of ``clip``, untrained: I_1 is its sentence and Delta is 0; or from ``start``.
+
+        ``precision``: of the matrix products while the module is in training mode.
+        """
         super().__init__()
+        self._precision = precision
         self._tower, self._tokenizer = clip.query_side()
         self._tower.check_takes_indicators(clip.name)
         if start is not None and start.text:
@@ -58,7 +69,8 @@ class TokenBinderModel(nn.Module):
         ids = self._tokenizer(texts)
         ends = word_mask(ids, self._tokenizer.end_id).sum(dim=1) - 1
         ids = ids[:, : int(ends.max()) + 1].to(self.indicators.device)
-        _, indicators = self._tower.features_with_indicators(ids, ends.to(ids.device), self.indicators)
+        with self._lowered():
+            _, indicators = self._tower.features_with_indicators(ids, ends.to(ids.device), self.indicators)
         return indicators.float()
 
     def broad_loss(self, indicators: Tensor, pooled: Tensor, same: Tensor) -> Tensor:
@@ -75,5 +87,14 @@ class TokenBinderModel(nn.Module):
         logits = (self.scale * broad).detach()  # the broad view has a loss of its own
         if is_candidate is None:
             is_candidate = torch.ones(broad.shape, dtype=torch.bool, device=broad.device)
-        scores: Tensor = logits + self.fusion(indicators[:, :, 1:], videos, logits, is_candidate)
+        with self._lowered():
+            delta = self.fusion(indicators[:, :, 1:], videos, logits, is_candidate)
+        scores: Tensor = logits + delta
         return scores
+
+    def _lowered(self) -> AbstractContextManager[object]:
+        """Matrix products in bfloat16 around float32 weights; in training only: validation ranks as reranking does."""
+        device = self.indicators.device.type
+        chosen = ("bfloat16" if device == "cuda" else "float32") if self._precision == "auto" else self._precision
+        is_lower = self.training and chosen == "bfloat16"
+        return torch.autocast(device, dtype=torch.bfloat16) if is_lower else nullcontext()

@@ -83,7 +83,7 @@ class Trainer:
             gumbel=config.gumbel,
             hidden=max(64, settings.embed_dim // 4),
         )
-        self.model = TokenBinderModel(clip, fusion, config.seed, start).to(device)
+        self.model = TokenBinderModel(clip, fusion, config.seed, start, config.precision).to(device)
         self.train_on, self.validate_on = corpus.split(config.validation, config.seed)
         self.pooled = corpus.pooled.to(device)
         self.num_steps = max(1, math.ceil(config.epochs * len(self.train_on) / config.batch_size))
@@ -147,15 +147,13 @@ class Trainer:
         self.optimiser.zero_grad(set_to_none=True)
         batch = draw_batch(self.corpus, self.train_on, config.batch_size, config.neighbours, config.seed, self.step)
         indicators = self.model.encode(batch.texts)
-        broad_loss = self.model.broad_loss(indicators, self.pooled[batch.positions], _same_text(batch.texts))
-        measured: dict[str, float] = {}
-        if config.focused:
-            # Its gradient is gathered on a copy, list by list, and then goes through the text tower once.
-            leaf = indicators.detach().requires_grad_()
-            measured = self._focus(batch, leaf)
-            torch.autograd.backward([broad_loss, indicators], [torch.ones_like(broad_loss), leaf.grad])
-        else:
-            broad_loss.backward()  # type: ignore[no-untyped-call]
+        broad_loss = self.model.broad_loss(
+            indicators, self.pooled[batch.positions], _same_text(batch.texts).to(self.device)
+        )
+        # The focused view's gradient is gathered on a copy, list by list, and then goes through the text tower once.
+        leaf = indicators.detach().requires_grad_()
+        measured = self._focus(batch, leaf)
+        torch.autograd.backward([broad_loss, indicators], [torch.ones_like(broad_loss), leaf.grad])
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), _GRADIENT_NORM)
         self.optimiser.step()
         return {"broad_loss": broad_loss.item(), **measured, "scale": self.model.scale.item(), "norm": norm.item()}

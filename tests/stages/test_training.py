@@ -10,7 +10,7 @@ import torch
 
 from index_store.errors import InputError, UsageError
 from index_store.store import Store
-from stages.training.config import PRESETS, TrainConfig, read_recipe, with_options
+from stages.training.config import PRESETS, Precision, TrainConfig, read_recipe, with_options
 from stages.training.journal import Journal
 from stages.training.lists import draw_batch, top_lists
 from stages.training.pairs import CaptionedId, PairCorpus
@@ -21,6 +21,8 @@ Data = tuple[Store, list[CaptionedId]]
 QUICK = replace(
     PRESETS["small"], epochs=1.0, batch_size=16, num_candidates=4, micro_lists=8, evaluate_every=4, validation=0.2
 )
+
+LOSSES = ("broad_loss", "focused_loss", "focused_loss_v2t")
 
 
 @pytest.fixture(scope="module")
@@ -66,9 +68,11 @@ def test_training_finds_held_out_videos_that_the_broad_view_cannot_tell_apart(da
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stop", [Stop, KeyboardInterrupt])
-def test_a_stopped_run_goes_on_to_the_same_weights(data: Data, tmp_path: Path, stop: type[BaseException]) -> None:
-    config = replace(QUICK, epochs=1.5, gumbel=0.5)
+@pytest.mark.parametrize(("stop", "precision"), [(Stop, "float32"), (KeyboardInterrupt, "float32"), (Stop, "bfloat16")])
+def test_a_stopped_run_goes_on_to_the_same_weights(
+    data: Data, tmp_path: Path, stop: type[BaseException], precision: Precision
+) -> None:
+    config = replace(QUICK, epochs=1.5, gumbel=0.5, precision=precision)
     for name in ("whole", "cut"):
         (tmp_path / name).mkdir()
     whole = run(data, tmp_path / "whole", config)
@@ -90,6 +94,21 @@ def test_the_size_of_the_parts_changes_no_gradient(data: Data, tmp_path: Path) -
         found.append(run(data, tmp_path / str(size), replace(QUICK, micro_lists=size, epochs=0.1)))
     for one, other in zip(found[0].model.parameters(), found[1].model.parameters(), strict=True):
         assert torch.allclose(one, other, atol=1e-3)
+
+
+@pytest.mark.slow
+def test_bfloat16_learns_as_float32_does_around_float32_weights(data: Data, tmp_path: Path) -> None:
+    losses = []
+    for precision in ("float32", "bfloat16"):
+        folder = tmp_path / precision
+        folder.mkdir()
+        trainer = run(data, folder, replace(QUICK, epochs=2.0, precision=precision, evaluate_every=100))
+        assert all(value.dtype == torch.float32 and value.isfinite().all() for value in trainer.model.parameters())
+        steps = [line for line in Journal(folder / "log.jsonl").read() if line["event"] == "step"]
+        losses.append(np.array([[line[name] for name in LOSSES] for line in steps]))
+    assert len(losses[0]) == 12
+    assert losses[1] == pytest.approx(losses[0], abs=0.01)
+    assert (losses[1] != losses[0]).all()
 
 
 @pytest.mark.slow
@@ -217,7 +236,8 @@ def test_a_broken_recipe_is_named(text: str, message: str, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize(
-    "options", [{"num_candidates": 1}, {"epochs": 0.0}, {"validation": 1.0}, {"num_indicators": 1}]
+    "options",
+    [{"num_candidates": 1}, {"epochs": 0.0}, {"validation": 1.0}, {"num_indicators": 1}, {"precision": "half"}],
 )
 def test_what_cannot_be_trained_is_refused(options: dict[str, object]) -> None:
     with pytest.raises(UsageError):
