@@ -355,7 +355,8 @@ def quarantine(store: Path, retry: bool, keys: tuple[str, ...], lock_timeout: fl
 def train(as_json: bool, settings: tuple[str, ...], **options: Any) -> None:
     """Train the focused view (TokenBinder) on the features of a store and captions of its videos.
 
-    Run again after a stop, it goes on exactly where it was. NAME.jsonl beside the weights is its log.
+    Run again after a stop, it goes on exactly where it was. NAME.jsonl beside the weights is its log. Several GPUs:
+    torchrun --nproc-per-node N -m pipeline train ..., the same weights up to rounding.
 
     
     Example:
@@ -366,7 +367,9 @@ def train(as_json: bool, settings: tuple[str, ...], **options: Any) -> None:
     from pipeline.jobs.train import TrainJob, parse_settings
     from pipeline.jobs.train import train as run
 
-    report.show_train(run(TrainJob(options=parse_settings(settings), **options)), as_json)
+    result = run(TrainJob(options=parse_settings(settings), **options))
+    if result is not None:
+        report.show_train(result, as_json)
 
 
 @main.command()

@@ -13,6 +13,7 @@ from index_store.errors import ComponentMissingError, InputError, UsageError
 from index_store.store import Snapshot, Store
 from pipeline.jobs.answering import text_model
 from pipeline.progress import progress_bar
+from pipeline.stop import stop_on_signals
 
 if TYPE_CHECKING:
     from stages.training.pairs import CaptionedId
@@ -62,8 +63,11 @@ class TrainResult:
     warnings: tuple[str, ...]
 
 
-def train(job: TrainJob) -> TrainResult:
-    """Run ``tbpipe train``. What is killed or interrupted goes on exactly where it was when run again."""
+def train(job: TrainJob) -> TrainResult | None:
+    """Run ``tbpipe train``. What is killed or interrupted goes on exactly where it was when run again.
+
+    Of the processes that torchrun started only the first writes; the others get None.
+    """
     if job.output.suffix != WEIGHTS_SUFFIX:
         raise UsageError(f"--output is {job.output}, expected a name that ends in {WEIGHTS_SUFFIX}")
     if not job.output.absolute().parent.is_dir():
@@ -74,6 +78,7 @@ def train(job: TrainJob) -> TrainResult:
     from stages.training.config import PRESETS, read_recipe, with_options
     from stages.training.journal import Journal
     from stages.training.pairs import PairCorpus
+    from stages.training.ranks import join_ranks
     from stages.training.trainer import Trainer
 
     config = PRESETS[job.preset]
@@ -81,21 +86,27 @@ def train(job: TrainJob) -> TrainResult:
         config = read_recipe(job.recipe, config)
     config = with_options(config, dict(job.options), "the command line")
     state, log = job.output.with_suffix(".state"), job.output.with_suffix(".jsonl")
-    if job.restart:
-        state.unlink(missing_ok=True)
     store = Store.open(job.store)
     start = None
     if job.start is not None:
         start = TokenBinderWeights.load(job.start)
         start.kind.require(store.settings, job.start)
-    with store.snapshot() as snapshot:
+    with stop_on_signals() as stop, store.snapshot() as snapshot, join_ranks(job.device) as (ranks, device):
         captions, warnings = _captions(snapshot, job)
-        model = text_model(store, job.pretrained, job.device, "float32")
+        model = text_model(store, job.pretrained, device, "float32")
         corpus = PairCorpus(snapshot, captions)
-        trainer = Trainer(store.settings, model, corpus, config, model.device, start)
+        trainer = Trainer(store.settings, model, corpus, config, model.device, start, ranks)
         journal = Journal(log)
-        with progress_bar("train", trainer.num_steps, "steps", job.quiet) as advance:
-            report = trainer.run(journal, state, advance)
+        if job.restart and ranks.is_first:
+            state.unlink(missing_ok=True)
+        ranks.wait()
+        with progress_bar("train", trainer.num_steps, "steps", job.quiet or not ranks.is_first) as advance:
+            report = trainer.run(journal, state, advance, stop)
+        if not ranks.is_first:
+            return None
+        if report.interrupted:
+            done = f"{report.steps} of {report.planned_steps} steps are kept in {state}"
+            raise stop.error(f"stopped by a signal; {done}: run the same command to go on")
         trainer.weights().save(job.output)
     state.unlink(missing_ok=True)
     plot = None

@@ -87,6 +87,10 @@ class VideoTokens:
         """From tokens [G, V, F, P, D] of any length and any float dtype."""
         return VideoTokens(normalize(raw.float(), dim=-1), frame_mask)
 
+    def to(self, device: torch.device) -> VideoTokens:
+        """The same on another device."""
+        return VideoTokens(self.tokens.to(device), self.frame_mask.to(device))
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Findings:

@@ -97,7 +97,7 @@ def with_options(base: TrainConfig, options: dict[str, Any], source: str) -> Tra
     for name, value in options.items():
         if name not in fields:
             raise InputError(f"{source} sets {name!r}, which no recipe has; known: {', '.join(sorted(fields))}")
-        wanted = type(getattr(base, name))
+        wanted = type(getattr(PRESETS["tokenbinder"], name))  # in ``base`` a whole number may stand for a float
         fits = isinstance(value, (int, float) if wanted is float else wanted) and (wanted is bool) == isinstance(
             value, bool
         )

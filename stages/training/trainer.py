@@ -15,20 +15,25 @@ from torch import Tensor
 from torch.nn import functional
 from torch.nn.functional import normalize
 
+from index_store.errors import UsageError
 from index_store.settings import StoreSettings
 from stages.models.clip import ClipModel
 from stages.rerankers.fusion import FusionConfig, VideoTokens
 from stages.rerankers.token_binder import FeatureKind, TokenBinderWeights
 from stages.training.config import TrainConfig
 from stages.training.journal import Journal
-from stages.training.lists import Batch, Lists, draw_batch, top_lists
+from stages.training.lists import draw_batch, top_lists
 from stages.training.model import TokenBinderModel
 from stages.training.pairs import PairCorpus
+from stages.training.ranks import Ranks
 from stages.training.state import load_state, save_state
+from stages.training.videos import CachedVideos, StepVideos
 
 MAX_VALIDATION_QUERIES = 1000
 _GRADIENT_NORM = 1.0
 _VALIDATION_PART = 16
+_NEXT_RANK = 1_000_000_007
+"""Between the seeds of two ranks' noise."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,10 +59,16 @@ class TrainReport:
     """Before the first step."""
     best: Validation | None
     """None without validation videos; then the last weights are kept."""
+    interrupted: bool
+    """Asked to stop before the end: run again, it goes on."""
 
 
 class Trainer:
-    """Trains TokenBinder on cached features: the same seed, data, device and threads give the same weights."""
+    """Trains TokenBinder on cached features: the same seed, data, device and threads give the same weights.
+
+    Several ranks part the texts and the candidate lists of every step among them and hold the same weights. These are
+    those of one process but for the rounding of sums; with Gumbel noise, for the noise too.
+    """
 
     def __init__(
         self,
@@ -67,9 +78,14 @@ class Trainer:
         config: TrainConfig,
         device: torch.device,
         start: TokenBinderWeights | None = None,
+        ranks: Ranks | None = None,
     ) -> None:
-        """``start``: earlier weights for features of this kind; their fusion network counts where it has this form."""
+        """``start``: earlier weights for features of this kind; their fusion network counts where it has this form.
+
+        Raises UsageError for batches of fewer captions than there are ranks.
+        """
         self.config, self.corpus, self.device = config, corpus, device
+        self.ranks = ranks or Ranks()
         self.kind = FeatureKind.of(settings)
         fusion = FusionConfig(
             width=settings.embed_dim,
@@ -85,6 +101,9 @@ class Trainer:
         )
         self.model = TokenBinderModel(clip, fusion, config.seed, start, config.precision).to(device)
         self.train_on, self.validate_on = corpus.split(config.validation, config.seed)
+        smallest = min(config.batch_size, len(self.train_on))
+        if smallest < self.ranks.size:
+            raise UsageError(f"a batch of {smallest} captions cannot be parted among {self.ranks.size} processes")
         self.pooled = corpus.pooled.to(device)
         self.num_steps = max(1, math.ceil(config.epochs * len(self.train_on) / config.batch_size))
         self.optimiser = self._optimiser()
@@ -94,37 +113,50 @@ class Trainer:
         self.first_validation: Validation | None = None
         self.best_validation: Validation | None = None
 
-    def run(self, journal: Journal, state: Path, on_step: Callable[[int], object]) -> TrainReport:
+    def run(
+        self,
+        journal: Journal,
+        state: Path,
+        on_step: Callable[[int], object],
+        should_stop: Callable[[], bool] = lambda: False,
+    ) -> TrainReport:
         """Train to the end, or until no evaluation was better for a while. ``state``: where to go on from, and to.
 
         ``on_step`` is told how many steps were done; what it raises ends the run, which goes on from ``state`` later.
+        ``should_stop`` is asked between two steps: the state is then kept, and the report says so.
         """
-        if state.exists():
+        self._begin(journal, state, on_step)
+        interrupted = False
+        while self.step < self.num_steps and not self._has_stalled():
+            if interrupted := self.ranks.any(should_stop(), self.device):
+                self._save(state)
+                break
+            measured = self._train_step()
+            self.step += 1
+            if self.ranks.is_first:
+                journal.add("step", self.step, **measured)
+            if self.step % self.config.evaluate_every == 0 or self.step == self.num_steps:
+                self._validate(journal)
+                self._save(state)
+            on_step(1)
+        stopped_early = self.step < self.num_steps and not interrupted
+        validations = self.first_validation, self.best_validation
+        return TrainReport(self.step, self.num_steps, stopped_early, self.best_step, *validations, interrupted)
+
+    def _begin(self, journal: Journal, state: Path, on_step: Callable[[int], object]) -> None:
+        goes_on = self.ranks.any(state.exists(), self.device)
+        if goes_on:
             load_state(state, self)
-            journal.cut(self.step)
+        if self.ranks.is_first:
+            journal.cut(self.step if goes_on else -1)
+        if goes_on:
             on_step(self.step)
         else:
-            journal.cut(-1)
             self._validate(journal)
-        try:
-            while self.step < self.num_steps and not self._has_stalled():
-                journal.add("step", self.step + 1, **self._train_step())
-                self.step += 1
-                if self.step % self.config.evaluate_every == 0 or self.step == self.num_steps:
-                    self._validate(journal)
-                    save_state(state, self)
-                on_step(1)
-        except KeyboardInterrupt:
+
+    def _save(self, state: Path) -> None:
+        if self.ranks.is_first:
             save_state(state, self)
-            raise
-        return TrainReport(
-            self.step,
-            self.num_steps,
-            self.step < self.num_steps,
-            self.best_step,
-            self.first_validation,
-            self.best_validation,
-        )
 
     def weights(self) -> TokenBinderWeights:
         """The best weights so far; the present ones without validation videos."""
@@ -138,78 +170,87 @@ class Trainer:
     # -- one step -----------------------------------------------------------------------------------------------------
 
     def _train_step(self) -> dict[str, float]:
-        config = self.config
+        config, ranks = self.config, self.ranks
         factor = learning_rate_factor(self.step, self.num_steps, config.warmup)
         for group in self.optimiser.param_groups:
             group["lr"] = group["peak"] * factor
-        torch.manual_seed(config.seed * 1_000_003 + self.step)  # of the Gumbel noise
+        torch.manual_seed(config.seed * 1_000_003 + self.step + _NEXT_RANK * ranks.rank)  # of the Gumbel noise
         self.model.train()
         self.optimiser.zero_grad(set_to_none=True)
-        batch = draw_batch(self.corpus, self.train_on, config.batch_size, config.neighbours, config.seed, self.step)
-        indicators = self.model.encode(batch.texts)
-        broad_loss = self.model.broad_loss(
-            indicators, self.pooled[batch.positions], _same_text(batch.texts).to(self.device)
-        )
-        # The focused view's gradient is gathered on a copy, list by list, and then goes through the text tower once.
-        leaf = indicators.detach().requires_grad_()
-        measured = self._focus(batch, leaf)
-        torch.autograd.backward([broad_loss, indicators], [torch.ones_like(broad_loss), leaf.grad])
+        videos = self._videos()
+        texts = videos.batch.texts
+        part = ranks.part(len(texts))
+        indicators = self.model.encode(texts[part])
+        # The gradient is gathered on a copy of all ranks' indicators, list by list; it goes through the tower once.
+        leaf = ranks.together(indicators, part, len(texts)).requires_grad_()
+        measured = self._focus(videos, leaf) if config.focused else {}
+        same = _same_text(texts).to(self.device)
+        broad_loss = self.model.broad_loss(leaf, videos.pooled[torch.from_numpy(videos.own)], same)
+        torch.autograd.backward(broad_loss / ranks.size)  # every rank has all of it, and gradients are added up
+        assert leaf.grad is not None
+        torch.autograd.backward(indicators, ranks.add_up(leaf.grad)[part])
+        videos.backward()
+        ranks.add_up_gradients(self.model.parameters())
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), _GRADIENT_NORM)
         self.optimiser.step()
         return {"broad_loss": broad_loss.item(), **measured, "scale": self.model.scale.item(), "norm": norm.item()}
 
-    def _focus(self, batch: Batch, indicators: Tensor) -> dict[str, float]:
-        """Add up the gradient of (l_focus,t + l_focus,v) / 2; returns the losses and how often the first is right."""
-        number = self.config.num_candidates
-        sentences = normalize(indicators[:, 0].detach(), dim=-1)
-        own = torch.from_numpy(np.searchsorted(self.train_on, batch.positions))
-        t2v = top_lists(sentences @ self.pooled[self.train_on].T, own, number)
-        measured = self._focus_t2v(indicators, Lists(self.train_on[t2v.candidates], t2v.target))
-        if self.config.v2t:
-            cosines = self.pooled[batch.positions] @ sentences.T
-            measured |= self._focus_v2t(indicators, batch, top_lists(cosines, torch.arange(len(sentences)), number))
-        return measured
+    def _videos(self) -> StepVideos:
+        config = self.config
+        batch = draw_batch(self.corpus, self.train_on, config.batch_size, config.neighbours, config.seed, self.step)
+        return CachedVideos(self.corpus, self.train_on, batch, self.pooled[self.train_on])
 
-    def _focus_t2v(self, indicators: Tensor, lists: Lists) -> dict[str, float]:
-        distinct, inverse = np.unique(lists.candidates, return_inverse=True)
-        places = torch.from_numpy(inverse.reshape(lists.candidates.shape)).to(self.device)
-        videos = self._tokens(distinct)
-        total = right = broad_right = 0.0
+    def _focus(self, videos: StepVideos, indicators: Tensor) -> dict[str, float]:
+        """Add up the gradient of (l_focus,t + l_focus,v) / 2; returns the losses and how often the first is right.
+
+        The gradient is that of this rank's lists, what is returned is about the lists of all ranks.
+        """
+        number = self.config.num_candidates
+        sentences, pooled = normalize(indicators[:, 0].detach(), dim=-1), videos.pooled.detach()
+        rows = np.arange(len(sentences))[self.ranks.part(len(sentences))]
+        right = videos.own[rows]
+        t2v = top_lists(sentences[rows] @ pooled.T, torch.from_numpy(right), number)
+        loss, first, broad_first = self._focus_lists(videos, indicators, rows[:, None], t2v.candidates, t2v.target)
+        measured = {"focused_loss": loss, "focused_first": first, "broad_first": broad_first}
+        if self.config.v2t:
+            v2t = top_lists(pooled[right] @ sentences.T, torch.from_numpy(rows), number)
+            loss, _, _ = self._focus_lists(videos, indicators, v2t.candidates, right[:, None], v2t.target)
+            measured["focused_loss_v2t"] = loss
+        total = self.ranks.add_up(torch.tensor(list(measured.values()), dtype=torch.float64, device=self.device))
+        return dict(zip(measured, total.tolist(), strict=True))
+
+    def _focus_lists(
+        self,
+        videos: StepVideos,
+        indicators: Tensor,
+        texts: NDArray[np.int64],
+        candidates: NDArray[np.int64],
+        targets: Tensor,
+    ) -> tuple[float, float, float]:
+        """Loss, share of lists whose right one is first, and that of the broad view, all in parts of the whole batch.
+
+        indicators [B, M, D]; G lists of one text [G, 1] and videos [G, K], or of texts [G, K] and one video [G, 1].
+        """
+        loss_sum = right = broad_right = 0.0
+        batch_size = len(indicators)
+        source, places = videos.tokens(candidates)
+        pooled = videos.pooled.detach()
         for part in self._parts(len(places)):
-            chosen = places[part]
-            cosines = _cosines(indicators[part, :1], self.pooled[torch.from_numpy(distinct)][chosen])
-            tokens = VideoTokens(videos.tokens[0, chosen], videos.frame_mask[0, chosen])
-            scores = self.model.focused_scores(indicators[part, None], tokens, cosines)
-            target = lists.target[part].to(self.device)
-            loss = functional.cross_entropy(scores, target, reduction="sum") / (2 * len(places))
+            asked = indicators[torch.from_numpy(texts[part])]
+            cosines = _cosines(asked[:, :, 0], pooled[torch.from_numpy(candidates[part])])
+            tokens = VideoTokens(source.tokens[0, places[part]], source.frame_mask[0, places[part]])
+            scores = self.model.focused_scores(asked, tokens, cosines)
+            target = targets[part].to(self.device)
+            loss = functional.cross_entropy(scores, target, reduction="sum") / (2 * batch_size)
             loss.backward()  # type: ignore[no-untyped-call]
-            total += 2 * loss.item()
+            loss_sum += 2 * loss.item()
             right += int((scores.argmax(dim=1) == target).sum())
             broad_right += int((cosines.argmax(dim=1) == target).sum())
-        return {"focused_loss": total, "focused_first": right / len(places), "broad_first": broad_right / len(places)}
-
-    def _focus_v2t(self, indicators: Tensor, batch: Batch, lists: Lists) -> dict[str, float]:
-        videos = self._tokens(batch.positions)
-        places = torch.from_numpy(lists.candidates).to(self.device)
-        total = 0.0
-        for part in self._parts(len(places)):
-            chosen = indicators[places[part]]
-            cosines = _cosines(chosen[:, :, 0], self.pooled[batch.positions[part], None])
-            tokens = VideoTokens(videos.tokens[0, part, None], videos.frame_mask[0, part, None])
-            scores = self.model.focused_scores(chosen, tokens, cosines)
-            target = lists.target[part].to(self.device)
-            loss = functional.cross_entropy(scores, target, reduction="sum") / (2 * len(places))
-            loss.backward()  # type: ignore[no-untyped-call]
-            total += 2 * loss.item()
-        return {"focused_loss_v2t": total}
+        return loss_sum, right / batch_size, broad_right / batch_size
 
     def _parts(self, number: int) -> list[slice]:
         size = self.config.micro_lists
         return [slice(start, min(start + size, number)) for start in range(0, number, size)]
-
-    def _tokens(self, positions: NDArray[np.int64]) -> VideoTokens:
-        videos = self.corpus.tokens(positions)
-        return VideoTokens(videos.tokens.to(self.device), videos.frame_mask.to(self.device))
 
     def _optimiser(self) -> torch.optim.Optimizer:
         """AdamW; the text tower slower than what is new, no decay of biases, norms, scales and embeddings."""
@@ -244,21 +285,29 @@ class Trainer:
             self.best_validation, self.best_step = found, self.step
             self.best = {name: value.detach().cpu().clone() for name, value in self.model.state_dict().items()}
         seconds = time.monotonic() - started
-        journal.add(
-            "validation",
-            self.step,
-            broad=found.broad,
-            focused=found.focused,
-            reciprocal_rank=found.reciprocal_rank,
-            indicator_cosine=self.indicator_cosine(),
-            seconds=seconds,
-        )
+        if self.ranks.is_first:
+            journal.add(
+                "validation",
+                self.step,
+                broad=found.broad,
+                focused=found.focused,
+                reciprocal_rank=found.reciprocal_rank,
+                indicator_cosine=self.indicator_cosine(),
+                seconds=seconds,
+            )
 
     @torch.inference_mode()
     def validation(self) -> Validation:
         """The first caption of every validation video asks for it among all videos, as a user's query would."""
         self.model.eval()
         positions = self.validate_on[:MAX_VALIDATION_QUERIES]
+        own = self.ranks.part(len(positions))
+        found = self._places(positions[own]) if len(positions[own]) else torch.zeros(0, 2, dtype=torch.long)
+        broad, focused = self.ranks.together(found.to(self.device), own, len(positions)).cpu().T
+        return Validation(_recall(broad), _recall(focused), (1 / (1 + focused.double())).mean().item())
+
+    def _places(self, positions: NDArray[np.int64]) -> Tensor:
+        """How many videos come before those at these positions [n]: int64 [n, 2], in the broad and the focused view."""
         texts = [self.corpus.captions[position][0] for position in positions]
         indicators = torch.cat([self.model.encode(texts[part]) for part in self._parts(len(texts))])
         own = torch.from_numpy(positions).to(self.device)
@@ -270,14 +319,14 @@ class Trainer:
             broad[part] = (cosines > cosines.gather(1, own[part, None])).sum(dim=1).cpu()
             top = cosines.sort(dim=1, descending=True, stable=True).indices[:, : self.config.num_candidates]
             distinct, inverse = np.unique(top.cpu().numpy(), return_inverse=True)
-            videos = self._tokens(distinct)
+            videos = self.corpus.tokens(distinct).to(self.device)
             chosen = torch.from_numpy(inverse.reshape(top.shape)).to(self.device)
             tokens = VideoTokens(videos.tokens[0, chosen], videos.frame_mask[0, chosen])
             scores = self.model.focused_scores(indicators[part, None], tokens, cosines.gather(1, top))
             is_right = top == own[part, None]
             better = (scores > scores.masked_fill(~is_right, -torch.inf).amax(dim=1, keepdim=True)).sum(dim=1)
             focused[part] = torch.where(is_right.any(dim=1), better, broad[part].to(better.device)).cpu()
-        return Validation(_recall(broad), _recall(focused), (1 / (1 + focused.double())).mean().item())
+        return torch.stack([broad, focused], dim=1)
 
     @torch.inference_mode()
     def indicator_cosine(self) -> float:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +15,7 @@ from stages.training.config import PRESETS, Precision, TrainConfig, read_recipe,
 from stages.training.journal import Journal
 from stages.training.lists import draw_batch, top_lists
 from stages.training.pairs import CaptionedId, PairCorpus
+from stages.training.ranks import Ranks, join_ranks
 from stages.training.trainer import Trainer, learning_rate_factor
 from tests.stages.ordered import ordered_store, small_clip
 
@@ -34,7 +36,7 @@ class Stop(BaseException):
     """As a kill: nothing is saved on the way out."""
 
 
-def run(data: Data, folder: Path, config: TrainConfig, stop_at: int = -1, stop: type[BaseException] = Stop) -> Trainer:
+def run(data: Data, folder: Path, config: TrainConfig, kill_at: int = -1, stop_at: int = -1) -> Trainer:
     store, captions = data
     with store.snapshot() as snapshot:
         trainer = Trainer(store.settings, small_clip(), PairCorpus(snapshot, captions), config, torch.device("cpu"))
@@ -43,10 +45,11 @@ def run(data: Data, folder: Path, config: TrainConfig, stop_at: int = -1, stop: 
         def on_step(count: int) -> None:
             nonlocal done
             done += count
-            if done == stop_at:
-                raise stop
+            if done == kill_at:
+                raise Stop
 
-        trainer.run(Journal(folder / "log.jsonl"), folder / "state", on_step)
+        report = trainer.run(Journal(folder / "log.jsonl"), folder / "state", on_step, lambda: done == stop_at)
+        assert report.interrupted == (stop_at > 0)
     return trainer
 
 
@@ -68,16 +71,18 @@ def test_training_finds_held_out_videos_that_the_broad_view_cannot_tell_apart(da
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("stop", "precision"), [(Stop, "float32"), (KeyboardInterrupt, "float32"), (Stop, "bfloat16")])
+@pytest.mark.parametrize(
+    ("kill_at", "stop_at", "precision"), [(6, -1, "float32"), (-1, 6, "float32"), (6, -1, "bfloat16")]
+)
 def test_a_stopped_run_goes_on_to_the_same_weights(
-    data: Data, tmp_path: Path, stop: type[BaseException], precision: Precision
+    data: Data, tmp_path: Path, kill_at: int, stop_at: int, precision: Precision
 ) -> None:
     config = replace(QUICK, epochs=1.5, gumbel=0.5, precision=precision)
     for name in ("whole", "cut"):
         (tmp_path / name).mkdir()
     whole = run(data, tmp_path / "whole", config)
-    with pytest.raises(stop):
-        run(data, tmp_path / "cut", config, stop_at=6, stop=stop)
+    with contextlib.suppress(Stop):
+        assert run(data, tmp_path / "cut", config, kill_at, stop_at).step == stop_at
     cut = run(data, tmp_path / "cut", config)
     assert equal_weights(whole, cut)
     lines = [Journal(tmp_path / name / "log.jsonl").read() for name in ("whole", "cut")]
@@ -141,6 +146,7 @@ def test_every_form_can_be_trained(data: Data, tmp_path: Path, changes: dict[str
     trainer.weights().network(path)
 
 
+@pytest.mark.slow
 def test_the_broad_view_can_learn_alone(data: Data, tmp_path: Path) -> None:
     trainer = run(data, tmp_path, replace(QUICK, epochs=0.3, focused=False, gumbel=1.0))
     untrained = Trainer(data[0].settings, small_clip(), trainer.corpus, trainer.config, torch.device("cpu"))
@@ -150,6 +156,28 @@ def test_the_broad_view_can_learn_alone(data: Data, tmp_path: Path) -> None:
     lines = [line for line in Journal(tmp_path / "log.jsonl").read() if line["event"] == "validation"]
     assert [line["step"] for line in lines] == [0, trainer.num_steps]
     assert all(line["focused"] == line["broad"] for line in lines)
+
+
+def test_ranks_part_everything_and_nothing_twice() -> None:
+    parts = [list(range(11))[Ranks(rank, 4).part(11)] for rank in range(4)]
+    assert [number for part in parts for number in part] == list(range(11))
+    assert {len(part) for part in parts} == {2, 3}
+
+
+def test_a_batch_smaller_than_the_number_of_processes_is_refused(data: Data) -> None:
+    store, captions = data
+    config = replace(QUICK, batch_size=2)
+    with store.snapshot() as snapshot:
+        corpus = PairCorpus(snapshot, captions)
+    with pytest.raises(UsageError, match="a batch of 2 captions cannot be parted among 3 processes"):
+        Trainer(store.settings, small_clip(), corpus, config, torch.device("cpu"), None, Ranks(0, 3))
+
+
+def test_half_of_what_torchrun_says_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.delenv("RANK", raising=False)
+    with pytest.raises(UsageError, match="RANK is '' in the environment"), join_ranks("cpu"):
+        pass
 
 
 def test_captions_of_a_handful_of_videos_are_refused(data: Data) -> None:
@@ -217,6 +245,7 @@ def test_a_recipe_overrides_the_preset(tmp_path: Path) -> None:
     path.write_text("[train]\nepochs = 20\nhead = 'positional'\n")
     recipe = read_recipe(path, PRESETS["tokenbinder"])
     assert (recipe.epochs, recipe.head, recipe.batch_size) == (20, "positional", 128)
+    assert with_options(recipe, {"epochs": 0.5}, "a test").epochs == 0.5
 
 
 @pytest.mark.parametrize(

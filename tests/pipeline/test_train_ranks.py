@@ -1,0 +1,137 @@
+"""Two processes that torchrun starts, against one."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from index_store.store import Store
+from stages.training.config import PRESETS, read_recipe
+from stages.training.pairs import CaptionedId, PairCorpus
+from stages.training.trainer import Trainer
+from tests.stages.ordered import ordered_store, small_clip
+
+RECIPE = """
+[train]
+epochs = 6.0
+batch_size = 15  # two processes cannot part it evenly
+num_candidates = 4
+micro_lists = 8
+validation = 0.2
+evaluate_every = 8
+"""
+TWO = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "pipeline")
+ONE = ("-m", "pipeline")
+UNTRAINED = "untrained.safetensors"
+MEASURED = ("broad_loss", "focused_loss", "focused_loss_v2t", "focused_first", "broad_first", "scale", "norm")
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store, its captions and a recipe."""
+    folder = tmp_path_factory.mktemp("ranks")
+    store, captions = ordered_store(folder / "store", 30)
+    with store.snapshot() as snapshot:
+        keys = {record.id: record.key for record in snapshot.videos()}
+    lines = [json.dumps({"key": keys[caption.video_id], "caption": caption.text}) for caption in captions]
+    (folder / "captions.jsonl").write_text("\n".join(lines))
+    (folder / "recipe.toml").write_text(RECIPE)
+    return folder
+
+
+def start(program: tuple[str, ...], folder: Path, output: Path, *arguments: str) -> subprocess.Popen[str]:
+    command = (sys.executable, *program, "train", "--store", str(folder / "store"), "--preset", "small")
+    data = ("--captions", str(folder / "captions.jsonl"), "--recipe", str(folder / "recipe.toml"), "--device", "cpu")
+    return subprocess.Popen(
+        (*command, *data, "--output", str(output), "--json", *arguments),
+        cwd=Path(__file__).resolve().parents[2],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "TBPIPE_DEBUG": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def steps(output: Path) -> list[dict[str, float]]:
+    lines = [json.loads(line) for line in output.with_suffix(".jsonl").read_text().splitlines()]
+    return [line for line in lines if line["event"] == "step"]
+
+
+def difference(one: Path, other: Path, untrained: Path) -> float:
+    """How far the weights are apart, of the way that training went."""
+    first, second, start = (load_file(path) for path in (one, other, untrained))
+    apart = sum(float((first[name] - second[name]).square().sum()) for name in first)
+    way = sum(float((first[name] - start[name]).square().sum()) for name in first)
+    return float((apart / way) ** 0.5)
+
+
+@pytest.fixture(scope="module")
+def alone(folder: Path) -> Path:
+    """Weights that one process made; untrained ones are beside them."""
+    store = Store.open(folder / "store")
+    config = read_recipe(folder / "recipe.toml", PRESETS["small"])
+    with store.snapshot() as snapshot:
+        captions = [CaptionedId("a dog", record.id) for record in snapshot.videos()]
+        corpus = PairCorpus(snapshot, captions)
+        Trainer(store.settings, small_clip(), corpus, config, torch.device("cpu")).weights().save(folder / UNTRAINED)
+    process = start(ONE, folder, folder / "alone.safetensors")
+    _, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors
+    return folder / "alone.safetensors"
+
+
+def test_two_processes_make_the_weights_of_one(folder: Path, alone: Path, tmp_path: Path) -> None:
+    output = tmp_path / "two.safetensors"
+    process = start(TWO, folder, output)
+    out, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors
+    assert json.loads(out)["steps"] == 20
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["two.jsonl", "two.safetensors"]
+    for one, other in zip(steps(alone), steps(output), strict=True):
+        assert [other[name] for name in MEASURED] == pytest.approx([one[name] for name in MEASURED], rel=1e-3)
+    assert difference(alone, output, folder / UNTRAINED) < 0.01
+
+
+def test_a_run_of_two_goes_on_alone_after_ctrl_c(folder: Path, alone: Path, tmp_path: Path) -> None:
+    output = tmp_path / "w.safetensors"
+    process = start(TWO, folder, output)
+    log = output.with_suffix(".jsonl")
+    while not (log.exists() and steps(output)) and process.poll() is None:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=300)
+    assert process.returncode != 0, errors
+    assert "run the same command to go on" in errors
+    assert not output.exists()
+    assert len(steps(output)) < len(steps(alone))
+    process = start(ONE, folder, output)
+    _, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors
+    assert difference(alone, output, folder / UNTRAINED) < 0.01
+
+
+def test_the_end_of_one_process_ends_all(folder: Path, tmp_path: Path) -> None:
+    output = tmp_path / "w.safetensors"
+    process = start(TWO, folder, output, "--set", "epochs=500")
+    log = output.with_suffix(".jsonl")
+    while not (log.exists() and steps(output)) and process.poll() is None:
+        time.sleep(0.02)
+    own = [int(pid) for pid in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
+    workers = [pid for pid in own if b"train" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    assert len(workers) == 2
+    os.kill(workers[1], signal.SIGKILL)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode != 0
+    assert not output.exists()
+    assert not any(Path(f"/proc/{pid}").exists() for pid in workers), errors
