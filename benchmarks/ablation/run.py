@@ -80,6 +80,7 @@ class Bench:
                 device=self.device,
             )
         )
+        assert trained is not None  # one process trains here
         found = evaluate(
             EvaluateJob(
                 store=self.test.store,

@@ -70,12 +70,13 @@ def top_lists(scores: Tensor, right: Tensor, number: int) -> Lists:
     """The ``number`` best columns of scores [B, N] for each row, equal ones by column.
 
     Where the right column, right int64 [B], is not among them, the list is a later run of columns that holds it, at
-    another place from row to row: such a query still teaches, and the right one is not told by its low score.
+    a place that depends on the column only: such a query still teaches, and the right one is not told by its low score.
     """
     number = min(number, scores.shape[1])
     order = scores.detach().cpu().sort(dim=1, descending=True, stable=True).indices
-    place = (order == right.cpu()[:, None]).int().argmax(dim=1)
-    start = (place - torch.arange(len(place)) % number).clamp(0, scores.shape[1] - number)
+    right = right.cpu()
+    place = (order == right[:, None]).int().argmax(dim=1)
+    start = (place - right % number).clamp(0, scores.shape[1] - number)
     start = start.masked_fill(place < number, 0)
     found = order.gather(1, start[:, None] + torch.arange(number))
     return Lists(found.numpy(), place - start)

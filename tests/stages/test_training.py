@@ -216,9 +216,10 @@ def test_lists_are_the_best_by_broad_score_and_hold_the_right_one() -> None:
 
 def test_the_right_one_that_was_not_recalled_is_not_told_by_its_place() -> None:
     scores = torch.arange(30.0).flip(0).repeat(12, 1)
-    lists = top_lists(scores, torch.full((12,), 20), 4)
+    right = torch.arange(8, 20)
+    lists = top_lists(scores, right, 4)
     assert lists.target.tolist() == [0, 1, 2, 3] * 3
-    assert (lists.candidates[np.arange(12), lists.target] == 20).all()
+    assert lists.candidates[np.arange(12), lists.target].tolist() == right.tolist()
     assert (np.diff(lists.candidates, axis=1) == 1).all()
     assert top_lists(scores, torch.full((12,), 29), 4).candidates.tolist() == [[26, 27, 28, 29]] * 12
     assert top_lists(scores, torch.full((12,), 3), 4).candidates.tolist() == [[0, 1, 2, 3]] * 12
