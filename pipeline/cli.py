@@ -346,6 +346,7 @@ def quarantine(store: Path, retry: bool, keys: tuple[str, ...], lock_timeout: fl
 @click.option("--recipe", type=click.Path(path_type=Path), default=None, help="TOML file whose [train] goes before.")
 @click.option("--set", "settings", multiple=True, metavar="NAME=VALUE", help="One setting, such as epochs=10.")
 @click.option("--start", type=click.Path(path_type=Path), default=None, help="Earlier weights to begin with.")
+@click.option("--finetune", is_flag=True, help="Train the image tower too, on the frames of the videos' files.")
 @click.option("--restart", is_flag=True, help="Begin anew where a stopped run would be gone on with.")
 @click.option("--plot", is_flag=True, help="Draw losses and recall into NAME.png (needs matplotlib).")
 @device_option
@@ -356,7 +357,8 @@ def train(as_json: bool, settings: tuple[str, ...], **options: Any) -> None:
     """Train the focused view (TokenBinder) on the features of a store and captions of its videos.
 
     Run again after a stop, it goes on exactly where it was. NAME.jsonl beside the weights is its log. Several GPUs:
-    torchrun --nproc-per-node N -m pipeline train ..., the same weights up to rounding.
+    torchrun --nproc-per-node N -m pipeline train ..., the same weights up to rounding. With --finetune,
+    NAME.clip.safetensors is the image-text model to extract a new store with, for which the weights are.
 
     
     Example:

@@ -157,6 +157,8 @@ def show_train(result: TrainResult, as_json: bool) -> None:
                 table.add_row(when, view, *(f"{value:.1f}" for value in values.values()))
         _print(table)
     print(f"weights: {printable(str(result.weights))}; log: {printable(str(result.log))}")
+    if result.next_command:
+        print(f"they fit a store of the trained model only; next: {printable(result.next_command)}")
 
 
 def show_search(result: SearchResult, as_json: bool) -> None:

@@ -11,6 +11,7 @@ from index_store.store import Snapshot, Store
 
 if TYPE_CHECKING:
     from index_store.vectors import VectorIndex
+    from stages.models import Towers
     from stages.models.clip import ClipModel
     from stages.rerankers.base import Reranker
 
@@ -87,17 +88,17 @@ def _token_binder(store: Store, model: ClipModel, weights: Path | None) -> Reran
     return TokenBinderReranker.open(weights, store.settings, model)
 
 
-def text_model(store: Store, pretrained: str | None, device: str, dtype: str | None = None) -> ClipModel:
-    """The text tower of the model that made the store, in its precision or in ``dtype``.
+def text_model(store: Store, pretrained: str | None, device: str) -> ClipModel:
+    """The text tower of the model that made the store. Raises FingerprintError for other weights."""
+    return store_model(store, pretrained, device, store.settings.model.compute_dtype, "text")
 
-    Raises FingerprintError for other weights.
-    """
+
+def store_model(store: Store, pretrained: str | None, device: str, dtype: str, towers: Towers) -> ClipModel:
+    """The model that made the store, in a precision of choice. Raises FingerprintError for other weights."""
     from stages.models import load_model
 
     pinned = store.settings.model
-    model = load_model(
-        pinned.name, pretrained or pinned.pretrained, device, dtype or pinned.compute_dtype, towers="text"
-    )
+    model = load_model(pinned.name, pretrained or pinned.pretrained, device, dtype, towers)
     found = replace(model.settings(), compute_dtype=pinned.compute_dtype)
     store.settings.require_same(replace(store.settings, model=found), store.directory)
     return model

@@ -23,6 +23,8 @@ from stages.decode_pool import DecodeTask
 from stages.scan import ScanResult, in_part, scan
 
 if TYPE_CHECKING:
+    import torch
+
     from stages.extract import ExtractReport, FrameSource
     from stages.models.clip import ClipModel
 
@@ -229,6 +231,24 @@ def _run_extract(
 
 
 def _frame_source(job: ExtractJob, model: ClipModel, sampling: SamplingSettings) -> AbstractContextManager[FrameSource]:
+    return frame_source(
+        sampling,
+        model.device,
+        job.decoder,
+        num_workers=job.workers or os.cpu_count() or 1,
+        timeout_seconds=job.timeout,
+        memory_bytes=job.decode_memory,
+    )
+
+
+def frame_source(
+    sampling: SamplingSettings,
+    device: torch.device,
+    decoder: str = "auto",
+    num_workers: int = 1,
+    timeout_seconds: float = 60.0,
+    memory_bytes: int = 2 << 30,
+) -> AbstractContextManager[FrameSource]:
     """Worker processes, or decoder threads of the GPU where they are asked for or work by themselves.
 
     Raises ComponentMissingError when ``--decoder torchcodec`` cannot work here.
@@ -237,20 +257,19 @@ def _frame_source(job: ExtractJob, model: ClipModel, sampling: SamplingSettings)
     from stages.decoders.torchcodec import GpuDecodeThreads, missing_reason
     from stages.video import DECODERS
 
-    if job.decoder == "torchcodec" or (job.decoder == "auto" and model.device.type == "cuda"):
-        missing = missing_reason(str(model.device))
+    if decoder == "torchcodec" or (decoder == "auto" and device.type == "cuda"):
+        missing = missing_reason(str(device))
         if not missing:
-            return GpuDecodeThreads(sampling, str(model.device))
-        if job.decoder == "torchcodec":
+            return GpuDecodeThreads(sampling, str(device))
+        if decoder == "torchcodec":
             raise ComponentMissingError(f"frames cannot be decoded on the GPU ({missing}); use --decoder auto")
-    decoders = DECODERS if job.decoder == "auto" else (job.decoder,)
     return DecodePool(
         sampling,
-        num_workers=job.workers or os.cpu_count() or 1,
-        timeout_seconds=job.timeout,
-        memory_bytes=job.decode_memory,
+        num_workers=num_workers,
+        timeout_seconds=timeout_seconds,
+        memory_bytes=memory_bytes,
         lookahead_bytes=_LOOKAHEAD_BYTES,
-        decoders=decoders,
+        decoders=DECODERS if decoder == "auto" else (decoder,),
     )
 
 

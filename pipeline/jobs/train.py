@@ -2,24 +2,38 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import os
+import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from index_store.captions import match_captions, read_captions
 from index_store.errors import ComponentMissingError, InputError, UsageError
 from index_store.store import Snapshot, Store
-from pipeline.jobs.answering import text_model
+from pipeline.jobs.answering import store_model
+from pipeline.jobs.extract import frame_source
 from pipeline.progress import progress_bar
 from pipeline.stop import stop_on_signals
 
 if TYPE_CHECKING:
-    from stages.training.pairs import CaptionedId
-    from stages.training.trainer import Validation
+    from index_store.settings import StoreSettings
+    from stages.models.clip import ClipModel
+    from stages.rerankers.token_binder import TokenBinderWeights
+    from stages.training.config import TrainConfig
+    from stages.training.frames import VideoFiles
+    from stages.training.journal import Journal
+    from stages.training.pairs import CaptionedId, PairCorpus
+    from stages.training.ranks import Ranks
+    from stages.training.trainer import Trainer, Validation
 
 WEIGHTS_SUFFIX = ".safetensors"
+CLIP_SUFFIX = ".clip.safetensors"
+"""Of the image-text model that --finetune writes beside the weights."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,6 +50,8 @@ class TrainJob:
     """Fields of TrainConfig that were given one by one; they go before preset and recipe."""
     start: Path | None = None
     """Earlier weights to begin with."""
+    finetune: bool = False
+    """The image tower learns too, on the frames of the videos' files."""
     restart: bool = False
     plot: bool = False
     device: str = "auto"
@@ -48,6 +64,8 @@ class TrainResult:
     """What a run of train wrote."""
 
     weights: Path
+    clip: Path | None
+    """Weights of the image-text model that they belong to, where the image tower has learned."""
     log: Path
     plot: Path | None
     steps: int
@@ -60,6 +78,8 @@ class TrainResult:
     """Validation videos found before training; None when none were kept."""
     after: Validation | None
     """The same with the weights that were written."""
+    next_command: str
+    """What makes the store that the weights are for; empty where it is the store that they were trained on."""
     warnings: tuple[str, ...]
 
 
@@ -68,35 +88,26 @@ def train(job: TrainJob) -> TrainResult | None:
 
     Of the processes that torchrun started only the first writes; the others get None.
     """
-    if job.output.suffix != WEIGHTS_SUFFIX:
-        raise UsageError(f"--output is {job.output}, expected a name that ends in {WEIGHTS_SUFFIX}")
-    if not job.output.absolute().parent.is_dir():
-        raise InputError(f"the folder {job.output.absolute().parent} does not exist; make it, or write elsewhere")
-    if job.plot:
-        _require_matplotlib()
-    from stages.rerankers.token_binder import TokenBinderWeights
-    from stages.training.config import PRESETS, read_recipe, with_options
+    _check(job)
     from stages.training.journal import Journal
     from stages.training.pairs import PairCorpus
     from stages.training.ranks import join_ranks
     from stages.training.trainer import Trainer
 
-    config = PRESETS[job.preset]
-    if job.recipe is not None:
-        config = read_recipe(job.recipe, config)
-    config = with_options(config, dict(job.options), "the command line")
-    state, log = job.output.with_suffix(".state"), job.output.with_suffix(".jsonl")
-    store = Store.open(job.store)
-    start = None
-    if job.start is not None:
-        start = TokenBinderWeights.load(job.start)
-        start.kind.require(store.settings, job.start)
-    with stop_on_signals() as stop, store.snapshot() as snapshot, join_ranks(job.device) as (ranks, device):
+    config, store = _config(job), Store.open(job.store)
+    start = _start(job, store)
+    state, journal = job.output.with_suffix(".state"), Journal(job.output.with_suffix(".jsonl"))
+    with (
+        stop_on_signals() as stop,
+        store.snapshot() as snapshot,
+        join_ranks(job.device) as (ranks, device),
+        ExitStack() as opened,
+    ):
         captions, warnings = _captions(snapshot, job)
-        model = text_model(store, job.pretrained, device, "float32")
+        model = store_model(store, job.pretrained, device, "float32", "both" if job.finetune else "text")
         corpus = PairCorpus(snapshot, captions)
-        trainer = Trainer(store.settings, model, corpus, config, model.device, start, ranks)
-        journal = Journal(log)
+        files = _video_files(snapshot, corpus, model, ranks, opened) if job.finetune else None
+        trainer = Trainer(store.settings, model, corpus, config, model.device, start, ranks, files)
         if job.restart and ranks.is_first:
             state.unlink(missing_ok=True)
         ranks.wait()
@@ -107,17 +118,14 @@ def train(job: TrainJob) -> TrainResult | None:
         if report.interrupted:
             done = f"{report.steps} of {report.planned_steps} steps are kept in {state}"
             raise stop.error(f"stopped by a signal; {done}: run the same command to go on")
-        trainer.weights().save(job.output)
+        clip = _save(trainer, model, job)
     state.unlink(missing_ok=True)
-    plot = None
-    if job.plot:
-        from stages.training.plot import draw
-
-        plot = draw(journal.read(), job.output.with_suffix(".png"))
+    lost = trainer.frames.losses() if trainer.frames is not None else ""
     return TrainResult(
         weights=job.output,
-        log=log,
-        plot=plot,
+        clip=clip,
+        log=journal.path,
+        plot=_plot(journal, job) if job.plot else None,
         steps=report.steps,
         planned_steps=report.planned_steps,
         stopped_early=report.stopped_early,
@@ -126,7 +134,88 @@ def train(job: TrainJob) -> TrainResult | None:
         num_captions=len(captions),
         before=report.first,
         after=report.best,
-        warnings=warnings,
+        next_command="" if clip is None else _extract_command(store.settings, clip),
+        warnings=(*warnings, lost) if lost else warnings,
+    )
+
+
+def _check(job: TrainJob) -> None:
+    """Raise what is wrong with the output before any work is done."""
+    if job.output.suffix != WEIGHTS_SUFFIX:
+        raise UsageError(f"--output is {job.output}, expected a name that ends in {WEIGHTS_SUFFIX}")
+    if not job.output.absolute().parent.is_dir():
+        raise InputError(f"the folder {job.output.absolute().parent} does not exist; make it, or write elsewhere")
+    if job.plot and importlib.util.find_spec("matplotlib") is None:
+        raise ComponentMissingError("--plot needs matplotlib: pip install 'tbpipe[plot]'")
+
+
+def _start(job: TrainJob, store: Store) -> TokenBinderWeights | None:
+    """Earlier weights to begin with. Raises FingerprintError for those of other features."""
+    from stages.rerankers.token_binder import TokenBinderWeights
+
+    if job.start is None:
+        return None
+    start = TokenBinderWeights.load(job.start)
+    start.kind.require(store.settings, job.start)
+    return start
+
+
+def _plot(journal: Journal, job: TrainJob) -> Path:
+    from stages.training.plot import draw
+
+    return draw(journal.read(), job.output.with_suffix(".png"))
+
+
+def _config(job: TrainJob) -> TrainConfig:
+    """Preset, recipe and single settings, the last one goes before."""
+    from stages.training.config import PRESETS, read_recipe, with_options
+
+    config = PRESETS[job.preset]
+    if job.recipe is not None:
+        config = read_recipe(job.recipe, config)
+    config = with_options(config, dict(job.options), "the command line")
+    if job.finetune and not config.image_learning_rate > 0:
+        raise UsageError(f"image_learning_rate = {config.image_learning_rate} with --finetune; leave --finetune out")
+    return config
+
+
+def _video_files(
+    snapshot: Snapshot, corpus: PairCorpus, model: ClipModel, ranks: Ranks, opened: ExitStack
+) -> VideoFiles:
+    """The files of the corpus, and decoders that run until ``opened`` is closed.
+
+    Raises UsageError for a model whose new weights could not be loaded from a file.
+    """
+    from stages.training.frames import VideoFiles
+
+    model.check_takes_files()
+    num_workers = max(1, (os.cpu_count() or 1) // ranks.size)
+    source = opened.enter_context(frame_source(snapshot.settings.sampling, model.device, num_workers=num_workers))
+    return VideoFiles(source, [record.path for record in snapshot.by_ids(corpus.ids.tolist())])
+
+
+def _save(trainer: Trainer, model: ClipModel, job: TrainJob) -> Path | None:
+    """Write the weights and, where the image tower has learned, the model that they belong to; returns its path."""
+    weights = trainer.weights()
+    if trainer.frames is None:
+        weights.save(job.output)
+        return None
+    from stages.models.weights import write_weights
+
+    clip = job.output.with_suffix(CLIP_SUFFIX)
+    write_weights(clip, trainer.clip_weights())
+    replace(weights, kind=replace(weights.kind, weights_sha256=model.digest_with(clip))).save(job.output)
+    return clip
+
+
+def _extract_command(settings: StoreSettings, clip: Path) -> str:
+    """What makes a store that the weights fit."""
+    sampling, tokens = settings.sampling, settings.tokens
+    fps = "" if sampling.fps is None else f" --fps {sampling.fps:g}"
+    return (
+        f"tbpipe extract SOURCE --store NEW_STORE --model {settings.model.name} --pretrained {shlex.quote(str(clip))} "
+        f"--sampling {sampling.mode} --frames {sampling.frames}{fps} --token-dtype {tokens.dtype} "
+        f"--keep-tokens {tokens.keep}"
     )
 
 
@@ -158,10 +247,3 @@ def _captions(snapshot: Snapshot, job: TrainJob) -> tuple[list[CaptionedId], tup
             f"{job.store}; the captions name videos such as {captions[0].key!r}"
         )
     return [CaptionedId(caption.text, ids[key]) for caption, key in matched.found], matched.left_out()
-
-
-def _require_matplotlib() -> None:
-    import importlib.util
-
-    if importlib.util.find_spec("matplotlib") is None:
-        raise ComponentMissingError("--plot needs matplotlib: pip install 'tbpipe[plot]'")

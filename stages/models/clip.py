@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from index_store.errors import UsageError
 from index_store.settings import ComputeDtype, ModelSettings
 from stages.models import MODELS, Towers, image, text
-from stages.models.architecture import resolve
+from stages.models.architecture import FOLDER_NAME, resolve
 from stages.models.tokenizer import Tokenizer
 from stages.models.tokenizer import build as build_tokenizer
 from stages.models.weights import StateReader, WeightSource, fill, find_weights, unfilled
@@ -105,15 +105,14 @@ class ClipModel:
         Row 0 of P is the frame's embedding, the others are its patches. A frame's tokens are the same bits wherever it
         stands in the batch and whatever else is in there, as long as B is the same. Raises UsageError without tower.
         """
-        if self._image is None:
-            raise UsageError(f"model {self.name} was loaded without its image tower")
+        tower = self.image_side()
         with torch.inference_mode():
             pixels = pixels.to(self.device, non_blocking=True)
             if pixels.dtype == torch.uint8:
                 preprocessing = self.architecture.preprocessing
                 pixels = normalise(pixels, preprocessing.mean, preprocessing.std)
             with self._precision(self.dtype):
-                tokens = self._image.tokens(pixels)
+                tokens = tower.tokens(pixels)
             return tokens.float()
 
     def encode_texts(self, texts: Sequence[str]) -> TextFeatures:
@@ -146,6 +145,25 @@ class ClipModel:
         if self._text is None or self._tokenizer is None:
             raise UsageError(f"model {self.name} was loaded without its text tower")
         return self._text, self._tokenizer
+
+    def image_side(self) -> image.ImageTower:
+        """The image tower. Raises UsageError for a model that was loaded without."""
+        if self._image is None:
+            raise UsageError(f"model {self.name} was loaded without its image tower")
+        return self._image
+
+    def check_takes_files(self) -> None:
+        """Raise UsageError where this model would be another one when loaded with a weight file made from it."""
+        loaded = find_weights(self.architecture, str(self._source.path)).architecture
+        if self.name == FOLDER_NAME or loaded.preprocessing != self.architecture.preprocessing:
+            raise UsageError(
+                f"model {self.name} with the weights {self._source.pretrained} cannot be loaded from a weight file "
+                "with the preprocessing that it has now; use weights that came from a file or OpenAI's"
+            )
+
+    def digest_with(self, path: Path) -> str:
+        """What settings().weights_sha256 will be for this model with the weight file at ``path``."""
+        return find_weights(self.architecture, str(path)).digest()
 
     def adopt_query_side(self, indicators: Tensor, weights: Mapping[str, Tensor], path: Path) -> None:
         """From now on texts run through a text tower with these weights, and with query indicators [M, width].

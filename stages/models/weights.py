@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from index_store.atomic import replacing
 from index_store.errors import ComponentMissingError, InputError, UsageError
 from stages.models.architecture import (
     CONFIG_FILE,
@@ -143,6 +144,15 @@ class StateReader:
             for key, stored in self._stored_key.items()
             if key.startswith(prefix)
         }
+
+
+def write_weights(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write a safetensors file that ``find_weights`` takes, in float32, whole or not at all."""
+    from safetensors.torch import save_file
+
+    kept = {name: tensor.detach().float().cpu().contiguous().clone() for name, tensor in sorted(tensors.items())}
+    with replacing(path) as temporary:
+        save_file(kept, temporary, metadata={"format": "pt"})
 
 
 def fill(module: nn.Module, state: Mapping[str, Tensor], prefix: str, path: Path) -> None:

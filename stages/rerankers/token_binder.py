@@ -116,7 +116,9 @@ class TokenBinderWeights:
             scale, indicators = float(tensors["logit_scale"]), tensors["indicators"]
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise InputError(f"{path} says {FORMAT} but its description is broken: {error}") from error
-        return TokenBinderWeights(kind, config, scale, indicators, _part(tensors, "text."), _part(tensors, "fusion."))
+        return TokenBinderWeights(
+            kind, config, scale, indicators, part_of(tensors, "text."), part_of(tensors, "fusion.")
+        )
 
     def network(self, path: Path) -> FusionNetwork:
         """The fusion network with these weights, ready to use. Raises InputError when tensors are missing."""
@@ -203,5 +205,6 @@ def _indicators(queries: QueryBatch) -> Tensor:
     return queries.indicators
 
 
-def _part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+def part_of(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The tensors whose names begin with ``prefix``, the prefix taken off."""
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}

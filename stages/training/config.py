@@ -41,6 +41,8 @@ class TrainConfig:
     """Of the focused view and the indicators."""
     text_learning_rate: float = 1e-6
     """Of the text tower; 0 keeps it as it is."""
+    image_learning_rate: float = 1e-6
+    """Of the image tower, where it learns too."""
     weight_decay: float = 0.2
     warmup: float = 0.1
     """Share of the steps in which the learning rate rises; after it, it falls as half a cosine."""
@@ -52,6 +54,8 @@ class TrainConfig:
     """False: the broad view learns alone and Delta stays 0, for comparison."""
     micro_lists: int = 32
     """Candidate lists that are scored at once; changes memory and speed, not the gradient."""
+    micro_frames: int = 64
+    """Frames that pass the image tower at once where it learns; changes memory and speed, not the gradient."""
     precision: Precision = "auto"
     """Weights, normalisations, softmax and losses are float32 in each of them."""
     seed: int = 0
@@ -76,7 +80,13 @@ class TrainConfig:
 PRESETS: dict[str, TrainConfig] = {
     "tokenbinder": TrainConfig(),
     "small": TrainConfig(
-        epochs=10, batch_size=48, learning_rate=2e-3, text_learning_rate=2e-4, weight_decay=0.05, micro_lists=48
+        epochs=10,
+        batch_size=48,
+        learning_rate=2e-3,
+        text_learning_rate=2e-4,
+        image_learning_rate=2e-4,
+        weight_decay=0.05,
+        micro_lists=48,
     ),
 }
 """tokenbinder: the paper's; small: for the small model that ships with the project, on a CPU."""

@@ -8,6 +8,7 @@ l_t2v, l_v2t: InfoNCE over the batch of B pairs; l_focus: cross-entropy over the
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -18,8 +19,10 @@ from torch.nn.functional import normalize
 
 from stages.models.clip import ClipModel
 from stages.models.text import word_mask
+from stages.preprocess import normalise
 from stages.rerankers.fusion import FusionConfig, FusionNetwork, VideoTokens
-from stages.rerankers.token_binder import TokenBinderWeights
+from stages.rerankers.token_binder import TokenBinderWeights, part_of
+from stages.tokens import keep_tokens
 from stages.training.config import Precision
 
 MAX_LOGIT_SCALE = 100.0
@@ -36,13 +39,19 @@ class TokenBinderModel(nn.Module):
         seed: int,
         start: TokenBinderWeights | None = None,
         precision: Precision = "float32",
+        keep: str | None = None,
     ) -> None:
         """Start from the text tower of ``clip``, untrained: I_1 is its sentence and Delta is 0; or from ``start``.
 
-        ``precision``: of the matrix products while the module is in training mode.
+        ``precision``: of the matrix products while the module is in training mode. ``keep``: the image tower
+        learns too, and these tokens of a frame are used, as TokenSettings names them.
         """
         super().__init__()
         self._precision = precision
+        self._keep = keep
+        self._preprocessing = clip.architecture.preprocessing
+        self._image_tower = None if keep is None else clip.image_side()
+        self.image: Any = None if self._image_tower is None else self._image_tower.module
         self._tower, self._tokenizer = clip.query_side()
         self._tower.check_takes_indicators(clip.name)
         if start is not None and start.text:
@@ -72,6 +81,33 @@ class TokenBinderModel(nn.Module):
         with self._lowered():
             _, indicators = self._tower.features_with_indicators(ids, ends.to(ids.device), self.indicators)
         return indicators.float()
+
+    def train(self, mode: bool = True) -> TokenBinderModel:
+        """As every module; but the image tower draws no noise: frames pass it twice and must come out the same."""
+        super().train(mode)
+        if self.image is not None:
+            self.image.eval()
+        return self
+
+    def frame_tokens(self, pixels: Tensor) -> Tensor:
+        """Tokens float32 [n, P, D] of unit length, row 0 the frame embedding, of uint8 pixels [n, 3, S, S]."""
+        assert self._image_tower is not None
+        assert self._keep is not None
+        with self._lowered():
+            rows = self._image_tower.tokens(normalise(pixels, self._preprocessing.mean, self._preprocessing.std))
+        return normalize(keep_tokens(rows.float(), self._keep), dim=-1)
+
+    def clip_weights(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The tensors of ``state`` as those of an image-text model, by the keys that weight files have.
+
+        I_1 takes the place of the end-of-text token, whose sentence it is: alone, the model recalls as it was trained.
+        """
+        found = {f"visual.{name}": value for name, value in part_of(state, "image.").items()}
+        found |= {f"text.{name}": value for name, value in part_of(state, "text.").items()}
+        words = found["text.token_embedding.weight"].clone()
+        words[self._tokenizer.end_id] = state["indicators"][0]
+        scale = state["log_scale"].clamp(max=math.log(MAX_LOGIT_SCALE))
+        return {**found, "text.token_embedding.weight": words, "logit_scale": scale}
 
     def broad_loss(self, indicators: Tensor, pooled: Tensor, same: Tensor) -> Tensor:
         """(l_t2v + l_v2t) / 2 of B pairs. pooled [B, D]; same bool [B, B]: other pairs that are right as well."""

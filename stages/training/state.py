@@ -31,6 +31,7 @@ def save_state(path: Path, trainer: Trainer) -> None:
         "config": asdict(trainer.config),
         "kind": asdict(trainer.kind),
         "num_videos": len(trainer.corpus),
+        "finetune": trainer.frames is not None,
         "step": trainer.step,
         "best_step": trainer.best_step,
         "first_validation": trainer.first_validation and asdict(trainer.first_validation),
@@ -60,8 +61,9 @@ def load_state(path: Path, trainer: Trainer) -> None:
         "config": asdict(trainer.config),
         "kind": asdict(trainer.kind),
         "num_videos": len(trainer.corpus),
+        "finetune": trainer.frames is not None,
     }
-    differing = [name for name, value in present.items() if described[name] != value]
+    differing = [name for name, value in present.items() if described.get(name) != value]
     if differing:
         changed = [key for key, value in present["config"].items() if described["config"].get(key) != value]
         what = ", ".join(changed) if "config" in differing else " and ".join(differing)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,10 +19,11 @@ from index_store.errors import UsageError
 from index_store.settings import StoreSettings
 from stages.models.clip import ClipModel
 from stages.rerankers.fusion import FusionConfig, VideoTokens
-from stages.rerankers.token_binder import FeatureKind, TokenBinderWeights
+from stages.rerankers.token_binder import FeatureKind, TokenBinderWeights, part_of
 from stages.training.config import TrainConfig
+from stages.training.frames import FrameReader, VideoFiles
 from stages.training.journal import Journal
-from stages.training.lists import draw_batch, top_lists
+from stages.training.lists import Batch, draw_batch, top_lists
 from stages.training.model import TokenBinderModel
 from stages.training.pairs import PairCorpus
 from stages.training.ranks import Ranks
@@ -30,6 +31,8 @@ from stages.training.state import load_state, save_state
 from stages.training.videos import CachedVideos, StepVideos
 
 MAX_VALIDATION_QUERIES = 1000
+MAX_VALIDATION_VIDEOS = 200
+"""Where frames are read: they are decoded and their tokens held at once."""
 _GRADIENT_NORM = 1.0
 _VALIDATION_PART = 16
 _NEXT_RANK = 1_000_000_007
@@ -64,7 +67,7 @@ class TrainReport:
 
 
 class Trainer:
-    """Trains TokenBinder on cached features: the same seed, data, device and threads give the same weights.
+    """Trains TokenBinder on cached features or on frames. Seed, data, device and threads determine the weights.
 
     Several ranks part the texts and the candidate lists of every step among them and hold the same weights. These are
     those of one process but for the rounding of sums; with Gumbel noise, for the noise too.
@@ -79,10 +82,12 @@ class Trainer:
         device: torch.device,
         start: TokenBinderWeights | None = None,
         ranks: Ranks | None = None,
+        files: VideoFiles | None = None,
     ) -> None:
         """``start``: earlier weights for features of this kind; their fusion network counts where it has this form.
 
-        Raises UsageError for batches of fewer captions than there are ranks.
+        With ``files`` the image tower learns too, on their frames. Raises UsageError for batches of fewer captions than
+        there are ranks.
         """
         self.config, self.corpus, self.device = config, corpus, device
         self.ranks = ranks or Ranks()
@@ -99,7 +104,10 @@ class Trainer:
             gumbel=config.gumbel,
             hidden=max(64, settings.embed_dim // 4),
         )
-        self.model = TokenBinderModel(clip, fusion, config.seed, start, config.precision).to(device)
+        keep = settings.tokens.keep if files else None
+        self.model = TokenBinderModel(clip, fusion, config.seed, start, config.precision, keep).to(device)
+        self.frames = FrameReader(files, settings, device, self.ranks) if files else None
+        """Where the image tower learns, what decodes for it; None: the features are what they are."""
         self.train_on, self.validate_on = corpus.split(config.validation, config.seed)
         smallest = min(config.batch_size, len(self.train_on))
         if smallest < self.ranks.size:
@@ -135,7 +143,7 @@ class Trainer:
             self.step += 1
             if self.ranks.is_first:
                 journal.add("step", self.step, **measured)
-            if self.step % self.config.evaluate_every == 0 or self.step == self.num_steps:
+            if self._is_evaluated_after(self.step):
                 self._validate(journal)
                 self._save(state)
             on_step(1)
@@ -149,10 +157,24 @@ class Trainer:
             load_state(state, self)
         if self.ranks.is_first:
             journal.cut(self.step if goes_on else -1)
+        if self.frames is not None:
+            self.frames.start(self._coming(with_first=not goes_on))
         if goes_on:
             on_step(self.step)
         else:
             self._validate(journal)
+
+    def _coming(self, with_first: bool) -> Iterator[NDArray[np.int64]]:
+        """The positions of what will be read, step by step; ``with_first``: what is validated before the first one."""
+        if with_first:
+            yield self._validation_batch().positions
+        for step in range(self.step, self.num_steps):
+            yield self._batch(step).positions
+            if self._is_evaluated_after(step + 1):
+                yield self._validation_batch().positions
+
+    def _is_evaluated_after(self, step: int) -> bool:
+        return step % self.config.evaluate_every == 0 or step == self.num_steps
 
     def _save(self, state: Path) -> None:
         if self.ranks.is_first:
@@ -160,12 +182,18 @@ class Trainer:
 
     def weights(self) -> TokenBinderWeights:
         """The best weights so far; the present ones without validation videos."""
-        state = self.best or self.model.state_dict()
-        text = {name.removeprefix("text."): value for name, value in state.items() if name.startswith("text.")}
-        fusion = {name.removeprefix("fusion."): value for name, value in state.items() if name.startswith("fusion.")}
+        state = self._chosen()
         scale = float(state["log_scale"].exp().clamp(max=100.0))
-        trained_text = text if self.config.text_learning_rate else {}
-        return TokenBinderWeights(self.kind, self.model.fusion.config, scale, state["indicators"], trained_text, fusion)
+        text = part_of(state, "text.") if self.config.text_learning_rate else {}
+        config, fusion = self.model.fusion.config, part_of(state, "fusion.")
+        return TokenBinderWeights(self.kind, config, scale, state["indicators"], text, fusion)
+
+    def clip_weights(self) -> dict[str, Tensor]:
+        """The image-text model that belongs to ``weights``, by the keys of a weight file, where frames were read."""
+        return self.model.clip_weights(self._chosen())
+
+    def _chosen(self) -> dict[str, Tensor]:
+        return self.best or self.model.state_dict()
 
     # -- one step -----------------------------------------------------------------------------------------------------
 
@@ -177,7 +205,7 @@ class Trainer:
         torch.manual_seed(config.seed * 1_000_003 + self.step + _NEXT_RANK * ranks.rank)  # of the Gumbel noise
         self.model.train()
         self.optimiser.zero_grad(set_to_none=True)
-        videos = self._videos()
+        videos = self._videos(self._batch(self.step), self.train_on, max(2, ranks.size))
         texts = videos.batch.texts
         part = ranks.part(len(texts))
         indicators = self.model.encode(texts[part])
@@ -195,10 +223,15 @@ class Trainer:
         self.optimiser.step()
         return {"broad_loss": broad_loss.item(), **measured, "scale": self.model.scale.item(), "norm": norm.item()}
 
-    def _videos(self) -> StepVideos:
+    def _batch(self, step: int) -> Batch:
         config = self.config
-        batch = draw_batch(self.corpus, self.train_on, config.batch_size, config.neighbours, config.seed, self.step)
-        return CachedVideos(self.corpus, self.train_on, batch, self.pooled[self.train_on])
+        return draw_batch(self.corpus, self.train_on, config.batch_size, config.neighbours, config.seed, step)
+
+    def _videos(self, batch: Batch, candidates: NDArray[np.int64], at_least: int) -> StepVideos:
+        """What a batch is compared with: the videos at the candidates' positions, or itself where frames are read."""
+        if self.frames is not None:
+            return self.frames.read(batch, self.model, self.config.micro_frames, at_least)
+        return CachedVideos(self.corpus, candidates, batch, self.pooled[candidates])
 
     def _focus(self, videos: StepVideos, indicators: Tensor) -> dict[str, float]:
         """Add up the gradient of (l_focus,t + l_focus,v) / 2; returns the losses and how often the first is right.
@@ -253,11 +286,14 @@ class Trainer:
         return [slice(start, min(start + size, number)) for start in range(0, number, size)]
 
     def _optimiser(self) -> torch.optim.Optimizer:
-        """AdamW; the text tower slower than what is new, no decay of biases, norms, scales and embeddings."""
+        """AdamW; the towers slower than what is new, no decay of biases, norms, scales and embeddings."""
         config = self.config
         groups: dict[tuple[float, float], list[Tensor]] = {}
         for name, parameter in self.model.named_parameters():
-            rate = config.text_learning_rate if name.startswith("text.") else config.learning_rate
+            tower = name.split(".")[0]
+            rate = {"text": config.text_learning_rate, "image": config.image_learning_rate}.get(
+                tower, config.learning_rate
+            )
             parameter.requires_grad_(rate > 0)
             if rate > 0:
                 is_matrix = parameter.ndim > 1 and not name.endswith(("indicators", "time", "place", "rank"))
@@ -298,30 +334,38 @@ class Trainer:
 
     @torch.inference_mode()
     def validation(self) -> Validation:
-        """The first caption of every validation video asks for it among all videos, as a user's query would."""
+        """The first caption of every validation video asks for it among all videos, as a user's query would.
+
+        Where frames are read, among the validation videos: the others would have to be decoded each time.
+        """
         self.model.eval()
-        positions = self.validate_on[:MAX_VALIDATION_QUERIES]
-        own = self.ranks.part(len(positions))
-        found = self._places(positions[own]) if len(positions[own]) else torch.zeros(0, 2, dtype=torch.long)
-        broad, focused = self.ranks.together(found.to(self.device), own, len(positions)).cpu().T
+        videos = self._videos(self._validation_batch(), np.arange(len(self.corpus)), 1)
+        number = len(videos.batch.texts)
+        own = self.ranks.part(number)
+        rows = np.arange(number)[own]
+        found = self._places(videos, rows) if len(rows) else torch.zeros(0, 2, dtype=torch.long)
+        broad, focused = self.ranks.together(found.to(self.device), own, number).cpu().T
         return Validation(_recall(broad), _recall(focused), (1 / (1 + focused.double())).mean().item())
 
-    def _places(self, positions: NDArray[np.int64]) -> Tensor:
-        """How many videos come before those at these positions [n]: int64 [n, 2], in the broad and the focused view."""
-        texts = [self.corpus.captions[position][0] for position in positions]
+    def _validation_batch(self) -> Batch:
+        positions = self.validate_on[: MAX_VALIDATION_QUERIES if self.frames is None else MAX_VALIDATION_VIDEOS]
+        return Batch(positions, [self.corpus.captions[position][0] for position in positions])
+
+    def _places(self, videos: StepVideos, rows: NDArray[np.int64]) -> Tensor:
+        """How many videos come before those of these captions [n]: int64 [n, 2], in the broad and the focused view."""
+        texts = [videos.batch.texts[row] for row in rows]
         indicators = torch.cat([self.model.encode(texts[part]) for part in self._parts(len(texts))])
-        own = torch.from_numpy(positions).to(self.device)
+        own = torch.from_numpy(videos.own[rows]).to(self.device)
+        pooled = videos.pooled
         broad = torch.empty(len(texts), dtype=torch.long)
         focused = torch.empty(len(texts), dtype=torch.long)
         for start in range(0, len(texts), _VALIDATION_PART):
             part = slice(start, start + _VALIDATION_PART)
-            cosines = normalize(indicators[part, 0], dim=-1) @ self.pooled.T
+            cosines = normalize(indicators[part, 0], dim=-1) @ pooled.T
             broad[part] = (cosines > cosines.gather(1, own[part, None])).sum(dim=1).cpu()
             top = cosines.sort(dim=1, descending=True, stable=True).indices[:, : self.config.num_candidates]
-            distinct, inverse = np.unique(top.cpu().numpy(), return_inverse=True)
-            videos = self.corpus.tokens(distinct).to(self.device)
-            chosen = torch.from_numpy(inverse.reshape(top.shape)).to(self.device)
-            tokens = VideoTokens(videos.tokens[0, chosen], videos.frame_mask[0, chosen])
+            source, places = videos.tokens(top.cpu().numpy())
+            tokens = VideoTokens(source.tokens[0, places], source.frame_mask[0, places])
             scores = self.model.focused_scores(indicators[part, None], tokens, cosines.gather(1, top))
             is_right = top == own[part, None]
             better = (scores > scores.masked_fill(~is_right, -torch.inf).amax(dim=1, keepdim=True)).sum(dim=1)

@@ -15,9 +15,12 @@ import torch
 from safetensors.torch import load_file
 
 from index_store.store import Store
+from stages.models import MODELS
+from stages.synthetic.render import render_families
 from stages.training.config import PRESETS, read_recipe
 from stages.training.pairs import CaptionedId, PairCorpus
 from stages.training.trainer import Trainer
+from tests.pipeline.conftest import SMALL, Run
 from tests.stages.ordered import ordered_store, small_clip
 
 RECIPE = """
@@ -71,8 +74,8 @@ def steps(output: Path) -> list[dict[str, float]]:
 def difference(one: Path, other: Path, untrained: Path) -> float:
     """How far the weights are apart, of the way that training went."""
     first, second, start = (load_file(path) for path in (one, other, untrained))
-    apart = sum(float((first[name] - second[name]).square().sum()) for name in first)
-    way = sum(float((first[name] - start[name]).square().sum()) for name in first)
+    apart = sum(float((first[name] - second[name]).square().sum()) for name in start if name in first)
+    way = sum(float((first[name] - start[name]).square().sum()) for name in start if name in first)
     return float((apart / way) ** 0.5)
 
 
@@ -135,3 +138,19 @@ def test_the_end_of_one_process_ends_all(folder: Path, tmp_path: Path) -> None:
     assert process.returncode != 0
     assert not output.exists()
     assert not any(Path(f"/proc/{pid}").exists() for pid in workers), errors
+
+
+def test_two_processes_finetune_as_one_does(tmp_path: Path, run: Run) -> None:
+    render_families(tmp_path, seed=5, num_videos=12)
+    done = run("extract", tmp_path / "videos", "--store", tmp_path / "store", *SMALL, "--frames", 4)
+    assert done.code == 0, done.err
+    (tmp_path / "recipe.toml").write_text(RECIPE.replace("15", "7").replace("0.2", "0"))
+    sorted((tmp_path / "videos").iterdir())[3].unlink()
+    for name, program in (("one", ONE), ("two", TWO)):
+        process = start(program, tmp_path, tmp_path / f"{name}.safetensors", "--finetune", "--set", "epochs=3")
+        _, errors = process.communicate(timeout=300)
+        assert process.returncode == 0, errors
+    for one, other in zip(*(steps(tmp_path / f"{name}.safetensors") for name in ("one", "two")), strict=True):
+        assert [other[name] for name in MEASURED] == pytest.approx([one[name] for name in MEASURED], rel=1e-3)
+    small = MODELS["tbpipe-small"] / "open_clip_model.safetensors"
+    assert difference(tmp_path / "one.clip.safetensors", tmp_path / "two.clip.safetensors", small) < 0.01
