@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from index_store.errors import UsageError
 from stages.models.architecture import Architecture
@@ -65,7 +66,9 @@ class TextTower:
         tower = self.module
         embedded, mask = tower._embeds(ids)
         length, number = embedded.shape[1], len(indicators)
-        asked = indicators.to(embedded.dtype) + tower.positional_embedding[ends][:, None].to(embedded.dtype)
+        # The gradient of plain indexing is added up by several threads at once: other last bits each time.
+        positions = functional.embedding(ends, tower.positional_embedding)
+        asked = indicators.to(embedded.dtype) + positions[:, None].to(embedded.dtype)
         seen = torch.zeros(len(ids), length + number, length + number, dtype=torch.bool, device=ids.device)
         seen[:, :length, :length] = mask[..., :length, :length] == 0
         seen[:, length:, :length] = (torch.arange(length, device=ids.device) < ends[:, None])[:, None]

@@ -28,7 +28,7 @@ from stages.training.model import TokenBinderModel
 from stages.training.pairs import PairCorpus
 from stages.training.ranks import Ranks
 from stages.training.state import load_state, save_state
-from stages.training.videos import CachedVideos, StepVideos
+from stages.training.videos import CachedVideos, StepVideos, rows_at
 
 MAX_VALIDATION_QUERIES = 1000
 MAX_VALIDATION_VIDEOS = 200
@@ -269,9 +269,10 @@ class Trainer:
         source, places = videos.tokens(candidates)
         pooled = videos.pooled.detach()
         for part in self._parts(len(places)):
-            asked = indicators[torch.from_numpy(texts[part])]
+            asked = rows_at(indicators, torch.from_numpy(texts[part]))
             cosines = _cosines(asked[:, :, 0], pooled[torch.from_numpy(candidates[part])])
-            tokens = VideoTokens(source.tokens[0, places[part]], source.frame_mask[0, places[part]])
+            chosen = places[part]
+            tokens = VideoTokens(rows_at(source.tokens[0], chosen), source.frame_mask[0, chosen])
             scores = self.model.focused_scores(asked, tokens, cosines)
             target = targets[part].to(self.device)
             loss = functional.cross_entropy(scores, target, reduction="sum") / (2 * batch_size)

@@ -9,10 +9,19 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional
 
 from stages.rerankers.fusion import VideoTokens
 from stages.training.lists import Batch
 from stages.training.pairs import PairCorpus
+
+
+def rows_at(rows: Tensor, index: Tensor) -> Tensor:
+    """``rows[index]`` of rows [N, ...] and index int64 of any shape, with a gradient of the same bits each time.
+
+    That of plain indexing is added up by several threads at once, in the order in which they come.
+    """
+    return functional.embedding(index.to(rows.device), rows.flatten(1)).view(*index.shape, *rows.shape[1:])
 
 
 class StepVideos(Protocol):

@@ -8,14 +8,17 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from stages.models import load_model
+from index_store.errors import UsageError
+from stages.models import MODELS, load_model
 from stages.models.clip import ClipModel
+from stages.models.weights import write_weights
 from stages.rerankers.fusion import FusionConfig
 from stages.tokens import keep_tokens, pool
 from stages.training.frames import FrameParts, FrameVideos
 from stages.training.lists import Batch
 from stages.training.model import TokenBinderModel
 from stages.training.ranks import Ranks
+from stages.training.videos import rows_at
 
 LENGTHS = (3, 1, 4)
 """Frames of three videos, of at most four."""
@@ -82,9 +85,30 @@ def test_the_gradient_through_parts_is_that_through_one_graph(clip: ClipModel, p
     assert max(float(value.abs().max()) for value in expected.values()) > 0
 
 
-def test_the_written_model_recalls_as_it_was_trained(clip: ClipModel, pixels: Tensor, tmp_path: Path) -> None:
-    from stages.models.weights import write_weights
+def test_the_gradient_of_chosen_rows_has_the_same_bits_each_time() -> None:
+    generator = torch.Generator().manual_seed(0)
+    rows, wanted = torch.randn(8, 4, 500, generator=generator), torch.randn(40, 5, 4, 500, generator=generator)
+    index = torch.randint(0, 8, (40, 5), generator=generator)
+    found = []
+    for _ in range(10):
+        leaf = rows.clone().requires_grad_()
+        chosen = rows_at(leaf, index)
+        assert torch.equal(chosen, leaf[index])
+        (chosen * wanted).sum().backward()
+        found.append(leaf.grad)
+    expected = torch.zeros_like(rows).index_add(0, index.flatten(), wanted.flatten(0, 1))
+    torch.testing.assert_close(found[0], expected)
+    assert all(torch.equal(one, found[0]) for one in found)
 
+
+def test_a_model_that_files_cannot_stand_for_is_refused() -> None:
+    folder = MODELS["tbpipe-small"]
+    load_model("tbpipe-small", "", "cpu").check_takes_files()
+    with pytest.raises(UsageError, match=r"model local-dir .* cannot be loaded from a weight file"):
+        load_model(f"local-dir:{folder}", "", "cpu").check_takes_files()
+
+
+def test_the_written_model_recalls_as_it_was_trained(clip: ClipModel, pixels: Tensor, tmp_path: Path) -> None:
     model = learner(clip, "all").eval()
     with torch.no_grad():
         model.indicators[0] += 0.1 * model.indicators[1]
