@@ -11,8 +11,9 @@ W_r starts as the identity: the first step is EERCF's parameter-free gate. The h
 head looks at the beginning and one at the end: a mean over frames cannot tell what came first.
 Between blocks an indicator takes in what it found, I <- I + MLP(I + O sum_k share_k g_k). Two heads make scores of it:
 
-    equivariant   of each candidate (V g_k, log share_k, log mean exp a, I U_r g_k) of all heads and indicators;
-                  candidates compare theirs by self-attention, which knows no order; Delta_k from the result
+    equivariant   of each candidate (V d_k, log share_k, log mean exp a, I U_r d_k) of all heads and indicators, where
+                  d_k = g_k - mean_j g_j, and of what is asked, A I; candidates compare theirs by self-attention,
+                  which knows no order; Delta_k from the result
     positional    as printed: {Delta_1..Delta_K} = MLP(I_2..I_M), candidates told apart by embeddings of their rank
 
 Last layers start at zero: untrained, Delta = 0 and the focused view is the broad view.
@@ -40,6 +41,9 @@ _SLOPE = 8.0
 _GAIN = 10.0
 """The bilinear form of text with time and place starts small and has to grow fast."""
 _VALUES = 8
+_GATHERED = 10.0
+_ASKED = 20.0
+"""What tells near-duplicates apart is small in the joint space; without a gain, training sees the evidence only."""
 _NEVER = -1e9
 """Logit of a token that is padding: finite, so that a video of padding alone gives no NaN."""
 
@@ -237,6 +241,7 @@ class EquivariantHead(nn.Module):
         self.value = nn.Linear(width, _VALUES)
         num_rows = (config.num_indicators - 1) * heads
         self.enter = nn.Linear(num_rows * (_VALUES + 3) + 1, hidden)
+        self.asked = nn.Linear((config.num_indicators - 1) * width, hidden, bias=False)
         self.compare = Comparison(hidden)
         self.leave = nn.Sequential(nn.LayerNorm(hidden), nn.GELU(), nn.Linear(hidden, 1))
         _zero(self.leave[-1])
@@ -244,16 +249,19 @@ class EquivariantHead(nn.Module):
     def forward(self, state: Tensor, found: Findings, broad: Tensor, is_candidate: Tensor) -> Tensor:
         """Delta [G, N]."""
         matched = torch.einsum("hed,gtmd->gtmhe", self.match, state).flatten(2, 3)
-        fit = (found.gathered * matched).sum(dim=-1)
+        gathered = found.gathered
         if self.is_listwise:
+            gathered = gathered - _mean(gathered, is_candidate)
             share = _log_share(found.evidence, is_candidate)
             lead = broad - broad.masked_fill(~is_candidate, _NEVER).amax(dim=1, keepdim=True)
         else:
             share, lead = torch.zeros_like(found.evidence), broad
-        values = self.value(found.gathered).flatten(2)
-        features = torch.cat([values, found.evidence, 5 * fit, share, 0.2 * lead.unsqueeze(-1)], dim=-1)
+        fit = (gathered * matched).sum(dim=-1)
+        values = self.value(_GATHERED * gathered).flatten(2)
+        features = torch.cat([values, 0.1 * found.evidence, 5 * fit, 0.2 * share, 0.2 * lead.unsqueeze(-1)], dim=-1)
         features = features.masked_fill(~is_candidate.unsqueeze(-1), 0.0)
-        hidden = self.compare(self.enter(features), is_candidate, self.is_listwise)
+        hidden = self.enter(features) + self.asked(_ASKED * state.flatten(2))
+        hidden = self.compare(hidden, is_candidate, self.is_listwise)
         delta: Tensor = self.leave(hidden).squeeze(-1)
         return delta
 
@@ -337,6 +345,13 @@ def _interpolation(moments: Tensor) -> Tensor:
 def _log_share(evidence: Tensor, is_candidate: Tensor) -> Tensor:
     """Log softmax over the candidates, [G, N, R]. Evidence is a mean over tokens: short videos are not at a loss."""
     return evidence.masked_fill(~is_candidate.unsqueeze(-1), _NEVER).log_softmax(dim=1)
+
+
+def _mean(gathered: Tensor, is_candidate: Tensor) -> Tensor:
+    """The mean over the candidates, [G, 1, R, D]."""
+    real = is_candidate[..., None, None]
+    total = gathered.masked_fill(~real, 0.0).sum(dim=1, keepdim=True)
+    return total / real.sum(dim=1, keepdim=True).clamp_min(1)
 
 
 def _gumbel_like(logits: Tensor) -> Tensor:

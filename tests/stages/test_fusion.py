@@ -62,19 +62,23 @@ def plain(network: FusionNetwork, indicators: Tensor, videos: VideoTokens, broad
                         places.append(tokens[k, f, p] + where)
                         owners.append(k)
             weights = torch.stack(logits).softmax(dim=0)
+            gathered = []
             for k in range(num_candidates):
                 own = torch.tensor([owner == k for owner in owners])
                 share = weights[own].sum()
-                gathered = (weights[own, None] / share * torch.stack(places)[own]).sum(dim=0)
-                values[k].append(head.value.weight @ gathered + head.value.bias)
-                evidences[k].append(torch.stack(logits)[own].logsumexp(dim=0))
-                fits[k].append((head.match[h] @ indicator) @ gathered)
-                shares[k].append(share.log())
+                gathered.append((weights[own, None] / share * torch.stack(places)[own]).sum(dim=0))
+                evidences[k].append(0.1 * torch.stack(logits)[own].logsumexp(dim=0))
+                shares[k].append(0.2 * share.log())
+            for k in range(num_candidates):
+                apart = gathered[k] - sum(gathered) / num_candidates
+                values[k].append(head.value.weight @ (10 * apart) + head.value.bias)
+                fits[k].append((head.match[h] @ indicator) @ apart)
     for k in range(num_candidates):
         lead = (broad[k] - broad.max())[None]
         parts = (torch.cat(values[k]), torch.stack(evidences[k]), 5 * torch.stack(fits[k]), torch.stack(shares[k]))
         features[k] = [torch.cat([*parts, 0.2 * lead])]
-    hidden = head.enter(torch.stack([feature for (feature,) in features]))
+    asked = head.asked(20 * normalize(indicators, dim=-1).flatten())
+    hidden = head.enter(torch.stack([feature for (feature,) in features])) + asked
     compared = compare_plainly(head.compare, hidden)
     delta: Tensor = head.leave(compared).squeeze(-1)
     return delta
@@ -211,3 +215,35 @@ def test_it_tells_first_from_last_which_a_mean_over_frames_cannot() -> None:
         functional.cross_entropy(network(asked, videos, broad, real), torch.tensor([0, 1])).backward()
         optimiser.step()
     assert network(asked, videos, broad, real).argmax(dim=1).tolist() == [0, 1]
+
+
+def learn_the_second_largest(is_listwise: bool, num_steps: int = 100) -> float:
+    """Share of fresh lists of four whose second largest is found, when "large" means less from list to list."""
+    torch.manual_seed(3)
+    network = FusionNetwork(replace(CONFIG, num_places=0, is_listwise=is_listwise))
+    generator = torch.Generator().manual_seed(4)
+    background, thing = normalize(torch.randn(2, WIDTH, generator=generator), dim=-1)
+    asked = torch.randn(1, 1, 3, WIDTH, generator=generator).expand(64, -1, -1, -1)
+
+    def lists() -> tuple[VideoTokens, Tensor]:
+        base = 0.2 + torch.rand(64, 1, generator=generator)
+        order = torch.rand(64, 4, generator=generator).argsort(dim=1)
+        amounts = base + 0.2 * order
+        tokens = (background + amounts[..., None] * thing)[:, :, None, None].expand(-1, -1, 2, TOKENS, -1)
+        return VideoTokens.of(tokens, torch.ones(64, 4, 2, dtype=torch.bool)), order.eq(2).int().argmax(dim=1)
+
+    broad, real = torch.zeros(64, 4), torch.ones(64, 4, dtype=torch.bool)
+    optimiser = torch.optim.AdamW(network.parameters(), lr=5e-3)
+    for _ in range(num_steps):
+        videos, target = lists()
+        optimiser.zero_grad()
+        functional.cross_entropy(network(asked, videos, broad, real), target).backward()
+        optimiser.step()
+    with torch.no_grad():
+        videos, target = lists()
+        return float((network(asked, videos, broad, real).argmax(dim=1) == target).float().mean())
+
+
+def test_only_together_they_are_told_which_is_the_second_largest() -> None:
+    assert learn_the_second_largest(is_listwise=True) > 0.9
+    assert learn_the_second_largest(is_listwise=False) < 0.6
