@@ -60,7 +60,7 @@ def test_the_command_writes_weights_to_start_from(tmp_path: Path) -> None:
         "--steps",
         "2",
         "--videos",
-        "48",
+        "128",
     ]
     assert main(arguments) == 0
     assert TokenBinderWeights.load(tmp_path / "w.safetensors").kind.model == "tbpipe-small"

