@@ -172,6 +172,7 @@ def test_a_cut_report_says_so(tmp_path: Path) -> None:
 # -- the command ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_finished_ablation_is_reported_without_any_work(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("matplotlib", reason="the picture needs matplotlib")
     finished = lines("gumbel", {"0": [30.0, 31.0], "1": [29.0, 35.0]}) + lines("blocks", {"3": [1.0, 2.0]})

@@ -86,6 +86,7 @@ def test_killed_at_any_step_a_store_is_old_or_new(tmp_path: Path, action: str, s
         assert names >= ({"COMMIT"} if action == "requeue" else {"COMMIT", "fsync", "os.rename"})
 
 
+@pytest.mark.slow
 def test_killed_at_any_step_of_its_making_a_store_is_absent_or_empty(tmp_path: Path) -> None:
     *steps, (finished, _) = kill_at_steps("create", tmp_path, 2)
     expected = everything(finished)

@@ -98,6 +98,7 @@ with store.writer() as writer:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("limit_bytes", [0, 2000, 10_000])
 def test_a_file_that_may_not_grow_is_a_full_disk(tmp_path: Path, limit_bytes: int) -> None:
     store = base_store(tmp_path / "store")

@@ -127,6 +127,7 @@ def test_parts_together_make_the_whole(clips: Path, run: Run, tmp_path: Path) ->
     assert run("info", "--store", tmp_path / "store", "--json").json["videos"]["ok"] == 6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [("--token-dtype", "int8"), ("--keep-tokens", "cls"), ("--keep-tokens", "8")])
 def test_smaller_tokens_make_a_smaller_store_that_answers(
     clips: Path, run: Run, tmp_path: Path, finished_store: Path, options: tuple[str, str]

@@ -77,6 +77,7 @@ def test_videos_next_to_each_other_in_rank_differ_in_what_twelve_small_frames_sh
             assert changed.sum() > 30  # pixels of 12 frames
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", COMPARISONS)
 def test_the_amount_alone_does_not_give_the_rank(family: str) -> None:
     """Whoever knows the amounts of all groups and names the likeliest rank is right in half of the cases at most."""
@@ -87,6 +88,7 @@ def test_the_amount_alone_does_not_give_the_rank(family: str) -> None:
     assert found[:, 0].max() > found[:, -1].min()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", COMPARISONS)
 @pytest.mark.parametrize("rank", [1, 2])
 def test_no_best_amount_finds_the_second_or_third_of_a_group(family: str, rank: int) -> None:

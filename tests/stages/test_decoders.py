@@ -65,6 +65,7 @@ def plain_decode(path: Path) -> NDArray[np.uint8]:
     return np.stack(pictures)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CLIPS)
 def test_pyav_fetches_the_frames_that_a_plain_decode_gives(name: str, tmp_path: Path) -> None:
     path = make(name, tmp_path)
@@ -77,6 +78,7 @@ def test_pyav_fetches_the_frames_that_a_plain_decode_gives(name: str, tmp_path: 
             assert np.array_equal(pictures, every[chosen])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name, (_, _, taken) in CLIPS.items() if taken])
 def test_decord_gives_the_same_bytes_as_pyav(name: str, tmp_path: Path) -> None:
     with open_video(str(make(name, tmp_path))) as video:

@@ -265,6 +265,7 @@ def token_binder(is_trained: bool) -> TokenBinderReranker:
     return TokenBinderReranker(network, logit_scale=20.0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("is_trained", [False, True])
 def test_a_listwise_reranker_is_measured_the_same_at_any_memory(store: Store, is_trained: bool) -> None:
     texts = captions()

@@ -63,6 +63,7 @@ def test_training_never_sees_the_pairs_of_the_test_split() -> None:
         assert any(is_unseen(thing.colour, thing.shape) for thing in things)
 
 
+@pytest.mark.slow
 def test_more_videos_than_a_family_has_are_refused() -> None:
     with pytest.raises(ValueError, match="ask for fewer"):
         draw_family_scenes(1, 40_000, ["place"], "seen")

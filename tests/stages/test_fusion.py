@@ -199,6 +199,7 @@ def test_noise_is_drawn_in_training_only() -> None:
     assert not torch.equal(network(*data), network(*data))
 
 
+@pytest.mark.slow
 def test_it_tells_first_from_last_which_a_mean_over_frames_cannot() -> None:
     """Two videos of the same frames in another order: after a moment of training it knows which one is asked for."""
     torch.manual_seed(1)
@@ -244,6 +245,7 @@ def learn_the_second_largest(is_listwise: bool, num_steps: int = 100) -> float:
         return float((network(asked, videos, broad, real).argmax(dim=1) == target).float().mean())
 
 
+@pytest.mark.slow
 def test_only_together_they_are_told_which_is_the_second_largest() -> None:
     assert learn_the_second_largest(is_listwise=True) > 0.9
     assert learn_the_second_largest(is_listwise=False) < 0.6

@@ -135,6 +135,7 @@ def test_impossible_formats_are_refused(sizes: dict[str, int]) -> None:
         VideoFormat(**sizes)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", [DEMO_SEED, 1, 2])
 def test_each_demo_query_has_one_right_video_and_hard_ones_a_twin(tmp_path: Path, seed: int) -> None:
     videos, queries = render_demo(tmp_path, seed, video_format=SMALL)
