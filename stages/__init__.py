@@ -12,6 +12,7 @@
 | search   | search.py        | texts and the index                    | Ranking of K candidates (broad view)         |
 | rerank   | rerank.py        | a Ranking and the K candidates' tokens | a better Ranking (focused view)              |
 |          | rerankers/       | one file per method                    | scores                                       |
+|          | normalise.py     | scores of a bank of queries            | scores without what every query likes        |
 | train    | training/        | captions, the store's features; frames | weights of a reranker that learns            |
 | evaluate | evaluate.py      | captions, both views                   | recall and ranks, exact over the whole store |
 
