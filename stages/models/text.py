@@ -31,13 +31,19 @@ class TextTower:
         from open_clip.transformer import text_global_pool
 
         tower = self.module
-        embedded, mask = tower._embeds(ids)
-        length = embedded.shape[1]
-        hidden = tower.transformer(embedded, attn_mask=None if mask is None else mask[..., :length, :length])
-        words = self._to_joint_space(tower.ln_final(hidden))
+        words = self._to_joint_space(self.hidden(ids))
         if tower.cls_emb is not None:  # CoCa's class token stands at the end
             return words[:, -1], words[:, :-1]
         return text_global_pool(words, ids, pool_type=tower.pool_type, eos_token_id=tower.eos_id), words
+
+    def hidden(self, ids: Tensor) -> Tensor:
+        """Ids int64 [T, W] -> every position after ``ln_final`` and before the projection, [T, W, width]."""
+        tower = self.module
+        embedded, mask = tower._embeds(ids)
+        length = embedded.shape[1]
+        hidden = tower.transformer(embedded, attn_mask=None if mask is None else mask[..., :length, :length])
+        normalised: Tensor = tower.ln_final(hidden)
+        return normalised
 
     def check_takes_indicators(self, name: str) -> None:
         """Raise UsageError for a tower that does not read its sentence at the end-of-text token."""

@@ -123,9 +123,10 @@ def download_from_hub(repository: str, names: Sequence[str], what: str) -> Path:
 class StateReader:
     """The tensors of one weight file by their normalised keys; a safetensors file is read tensor by tensor."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, state: Mapping[str, Tensor] | None = None) -> None:
+        """Of the file at ``path``; or of a ``state`` that was read from it already."""
         self.path = path
-        self._state = _open_safetensors(path) if path.suffix == ".safetensors" else _load_pickle(path)
+        self._state = read_state(path) if state is None else state
         keys = [key.removeprefix("module.") for key in self._state]
         is_original_layout = "text_projection" in keys
         self._stored_key = {
@@ -144,6 +145,11 @@ class StateReader:
             for key, stored in self._stored_key.items()
             if key.startswith(prefix)
         }
+
+
+def read_state(path: Path) -> Mapping[str, Tensor]:
+    """The tensors of a weight file by their own keys. Raises InputError for one that cannot be used."""
+    return _open_safetensors(path) if path.suffix == ".safetensors" else _load_pickle(path)
 
 
 def write_weights(path: Path, tensors: Mapping[str, Tensor]) -> None:

@@ -1,0 +1,97 @@
+"""State dicts with the names that OpenAI's CLIP gave its tensors: what sizes they have, and whose they are.
+
+Every system of the CLIP4Clip family keeps its image-text model under these names; open_clip reads them too. The number
+of attention heads is in no tensor: a head is 64 wide in all of OpenAI's models.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+
+from torch import Tensor
+
+from index_store.errors import InputError
+from stages.models.architecture import Architecture, ImagePreprocessing, resolve
+
+HEAD_WIDTH = 64
+
+NAMES = ("ViT-B-32-quickgelu", "ViT-B-16-quickgelu", "ViT-L-14-quickgelu", "ViT-L-14-336-quickgelu")
+"""open_clip's names of OpenAI's architectures, with the activation that OpenAI's weights were trained with."""
+
+SIZES_ONLY = frozenset({"input_resolution", "context_length", "vocab_size"})
+"""Entries of OpenAI's own files that are no weights."""
+
+
+def architecture_of(
+    state: Mapping[str, Tensor], path: Path, *, vision_heads: int | None = None, text_heads: int | None = None
+) -> Architecture:
+    """What the matrix shapes of ``state`` say; its name is open_clip's, or says the sizes where open_clip has none.
+
+    Only shapes are looked at: the tensors may be on the meta device. Raises InputError, naming ``path`` and the key.
+    """
+    vision_width, _, patch_size, _ = _shape(state, path, "visual.conv1.weight", 4)
+    grid = math.isqrt(_shape(state, path, "visual.positional_embedding", 2)[0] - 1)
+    embed_dim = _shape(state, path, "visual.proj", 2)[1]
+    vocab_size, text_width = _shape(state, path, "token_embedding.weight", 2)
+    vision = {
+        "image_size": grid * patch_size,
+        "patch_size": patch_size,
+        "width": vision_width,
+        "layers": _count_blocks(state, path, "visual.transformer.resblocks."),
+        "head_width": vision_width // vision_heads if vision_heads else HEAD_WIDTH,
+        "mlp_ratio": _mlp_ratio(state, path, "visual.", vision_width),
+    }
+    text = {
+        "context_length": _shape(state, path, "positional_embedding", 2)[0],
+        "vocab_size": vocab_size,
+        "width": text_width,
+        "heads": text_heads or max(1, text_width // HEAD_WIDTH),
+        "layers": _count_blocks(state, path, "transformer.resblocks."),
+        "mlp_ratio": _mlp_ratio(state, path, "", text_width),
+    }
+    name = f"{vision['layers']}x{vision_width} patches of {patch_size}, {text['layers']}x{text_width}"
+    found = Architecture(name, embed_dim, vision, text, quick_gelu=True, preprocessing=ImagePreprocessing())
+    return next((known for known in map(_known, NAMES) if same_sizes(known, found)), found)
+
+
+def same_sizes(one: Architecture, other: Architecture) -> bool:
+    """Whether weights of one fit the other: equal towers, whatever the names."""
+
+    def sizes(architecture: Architecture) -> tuple[object, ...]:
+        defaults = {"mlp_ratio": 4.0, "head_width": HEAD_WIDTH, "context_length": 77, "vocab_size": 49408, "heads": 8}
+        vision, text = defaults | dict(architecture.vision), defaults | dict(architecture.text)
+        return (
+            architecture.embed_dim,
+            *(vision.get(key) for key in ("image_size", "patch_size", "width", "layers", "head_width", "mlp_ratio")),
+            *(text.get(key) for key in ("context_length", "vocab_size", "width", "heads", "layers", "mlp_ratio")),
+        )
+
+    return sizes(one) == sizes(other)
+
+
+def _known(name: str) -> Architecture:
+    return resolve(name, "", {})
+
+
+def _shape(state: Mapping[str, Tensor], path: Path, key: str, num_axes: int) -> tuple[int, ...]:
+    if key not in state:
+        raise InputError(f"{path} has no tensor {key}; are these the weights of a CLIP with a ViT image tower?")
+    shape = tuple(state[key].shape)
+    if len(shape) != num_axes:
+        raise InputError(f"{path}: tensor {key} is {list(shape)}, expected {num_axes} axes")
+    return shape
+
+
+def _count_blocks(state: Mapping[str, Tensor], path: Path, prefix: str) -> int:
+    numbers = {key.removeprefix(prefix).split(".")[0] for key in state if key.startswith(prefix)}
+    if numbers != {str(number) for number in range(len(numbers))} or not numbers:
+        raise InputError(
+            f"{path} has the blocks {prefix}{{{', '.join(sorted(numbers))}}}, expected 0, 1, 2 ... without gaps"
+        )
+    return len(numbers)
+
+
+def _mlp_ratio(state: Mapping[str, Tensor], path: Path, prefix: str, width: int) -> float:
+    return _shape(state, path, f"{prefix}transformer.resblocks.0.mlp.c_fc.weight", 2)[0] / width
