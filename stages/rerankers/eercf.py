@@ -12,9 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from stages.rerankers.base import CandidateBatch, QueryBatch
-from stages.rerankers.pairs import rank_texts_by_pairs
-from stages.rerankers.visits import blocks, videos_per_block
+from stages.rerankers.base import QueryBatch
+from stages.rerankers.pairwise import PairwiseReranker
 
 _WEAK_TEMPERATURE = 0.01
 _STRONG_TEMPERATURE = 0.1
@@ -38,15 +37,20 @@ class _Videos:
 
     def __getitem__(self, rows: slice | Tensor) -> _Videos:
         """Some of the videos."""
-        if isinstance(rows, slice) and rows.stop == len(self.tokens):
-            return self
         parts = (self.tokens, self.norms, self.frames, self.pooled, self.frame_mask)
         return _Videos(*(part[rows] for part in parts))
 
 
+class EercfReranker(PairwiseReranker):
+    """The parameter-free interaction."""
+
+    def __init__(self) -> None:
+        super().__init__(EercfScorer())
+
+
 @dataclass(frozen=True, slots=True)
-class EercfReranker:
-    """Weighted sum of cosines between the text and the video at three grains.
+class EercfScorer:
+    """Weighted sum of cosines between the text and the video at three grains; at most 1.7.
 
     With t the unit-length sentence, f the unit-length frame embeddings, p the unit-length patches and
     A(x, T) = sum_j softmax(x / T)_j x_j:
@@ -64,33 +68,24 @@ class EercfReranker:
     patch_weak: float = 0.2
     sentence_video: float = 0.5
 
-    @property
-    def name(self) -> str:
-        """What ``--reranker`` takes."""
-        return "eercf"
+    name = "eercf"
+    sees_patches = True
+    sees_lengths = False
 
-    @torch.inference_mode()
-    def rank(self, queries: QueryBatch, candidates: CandidateBatch) -> Tensor:
-        """The scores float32 [B, K], on the scale of cosines (at most 1.7), -inf where there is no candidate."""
-        num_videos, num_frames, num_tokens, width = candidates.tokens.shape
-        device = candidates.tokens.device
-        nobody = queries.sentence.new_zeros(1, width)
-        texts = torch.cat([normalize(queries.sentence, dim=-1), nobody]).to(device)
-        scores = torch.full((candidates.index.numel() + 1,), -torch.inf, device=device)
-        block_size = min(num_videos, videos_per_block(num_frames * num_tokens * width, device))
-        buffer = torch.empty(block_size, num_frames * num_tokens, width, device=device)
-        for block in blocks(candidates.index, num_videos, max(1, block_size), device):
-            videos = _prepare(candidates, block.videos, buffer)
-            for visit in block.visits:
-                scores[visit.cells] = self._score(texts[visit.queries], videos[visit.videos])
-        return scores[:-1].view(candidates.index.shape)
+    def texts(self, queries: QueryBatch) -> Tensor:
+        """Unit-length sentences float32 [B, D]."""
+        return normalize(queries.sentence, dim=-1)
 
-    def rank_texts(self, queries: QueryBatch, candidates: CandidateBatch) -> Tensor:
-        """The scores float32 [V, K] of the candidate texts of each video: those that ``rank`` gives the same pairs."""
-        return rank_texts_by_pairs(self.rank, queries, candidates)
+    def videos(self, tokens: Tensor, frame_mask: Tensor) -> _Videos:
+        """Everything about c videos that no query changes."""
+        frames = normalize(tokens[:, :, 0], dim=-1, eps=_SMALLEST_NORM).masked_fill(~frame_mask.unsqueeze(-1), 0.0)
+        flat = tokens.flatten(1, 2)
+        norms = torch.linalg.vector_norm(flat, dim=-1).clamp_min_(_SMALLEST_NORM)
+        return _Videos(flat, norms, frames, normalize(frames.sum(1), dim=-1), frame_mask)
 
-    def _score(self, texts: Tensor, videos: _Videos) -> Tensor:
+    def score(self, texts: Tensor, videos: _Videos) -> Tensor:
         """Scores float32 [c, Q] of the texts [c, Q, D], unit length, with the video of their row."""
+        texts = texts.expand(len(videos.tokens), -1, -1)
         mask = videos.frame_mask[:, None]
         num_frames = mask.shape[-1]
         cosines = torch.bmm(texts, videos.tokens.transpose(1, 2)) / videos.norms[:, None]
@@ -105,20 +100,6 @@ class EercfReranker:
             patch_mask = mask.unsqueeze(-1).expand(-1, -1, -1, patch.shape[-1] // num_frames).flatten(2)
             score += self.patch_weak * (_masked_softmax(patch / _WEAK_TEMPERATURE, patch_mask) * patch).sum(-1)
         return score
-
-
-def _prepare(candidates: CandidateBatch, rows: slice, buffer: Tensor) -> _Videos:
-    """Everything about these videos that no query changes; their tokens lie in ``buffer`` afterwards.
-
-    The scale of an int8 token is left out: it changes the length of a token only, and every use divides by that.
-    """
-    tokens = buffer[: rows.stop - rows.start].copy_(candidates.tokens[rows].flatten(1, 2))
-    mask = candidates.frame_mask[rows]
-    num_frames = mask.shape[1]
-    frames = tokens.view(len(tokens), num_frames, -1, tokens.shape[-1])[:, :, 0]
-    frames = normalize(frames, dim=-1, eps=_SMALLEST_NORM).masked_fill(~mask.unsqueeze(-1), 0.0)
-    norms = torch.linalg.vector_norm(tokens, dim=-1).clamp_min_(_SMALLEST_NORM)
-    return _Videos(tokens, norms, frames, normalize(frames.sum(1), dim=-1), mask)
 
 
 def _masked_softmax(logits: Tensor, mask: Tensor) -> Tensor:
