@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import torch
@@ -18,6 +18,7 @@ from benchmarks.ablation.results import append, missing, read_results, results_p
 from benchmarks.ablation.run import prepare, sha256_of
 from index_store.atomic import write_bytes
 from index_store.errors import TbpipeError
+from stages.synthetic.families import FAMILIES, KNOWN
 from stages.synthetic.render import DEMO_SEED
 
 
@@ -27,7 +28,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.threads:
         torch.set_num_threads(options.threads)
     try:
-        scale = Scale(options.videos, options.test_videos, options.test_seed, options.steps, sha256_of(options.start))
+        start = sha256_of(options.start)
+        scale = Scale(
+            options.videos, options.test_videos, options.test_seed, options.steps, start, tuple(options.families)
+        )
         options.work.mkdir(parents=True, exist_ok=True)
         if not options.report_only:
             _run(options, scale)
@@ -81,6 +85,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--steps", type=_positive, default=1000, help="of each training (%(default)s)")
     parser.add_argument("--seeds", type=_positive, default=3, help="trainings of each row (%(default)s)")
     parser.add_argument("--tables", type=_tables, default=list(TABLES), help=f"some of {','.join(TABLES)} (all)")
+    parser.add_argument(
+        "--families",
+        type=_families,
+        default=list(FAMILIES),
+        help=f"of near-duplicates, some of {','.join(KNOWN)} ({','.join(FAMILIES)})",
+    )
     parser.add_argument("--threads", type=_positive, help="of torch, and processes that decode (one per core)")
     parser.add_argument("--device", default="auto", help="%(default)s")
     parser.add_argument("--start", type=Path, help="weights whose text tower every trial begins with, as tbpipe train")
@@ -96,10 +106,18 @@ def _positive(text: str) -> int:
 
 
 def _tables(text: str) -> list[str]:
+    return _some_of(text, "table", TABLES)
+
+
+def _families(text: str) -> list[str]:
+    return _some_of(text, "family", KNOWN)
+
+
+def _some_of(text: str, what: str, known: Collection[str]) -> list[str]:
     names = list(dict.fromkeys(text.split(",")))
-    unknown = [name for name in names if name not in TABLES]
+    unknown = [name for name in names if name not in known]
     if unknown:
-        raise argparse.ArgumentTypeError(f"no table is called {unknown[0]!r}; there are {', '.join(TABLES)}")
+        raise argparse.ArgumentTypeError(f"no {what} is called {unknown[0]!r}; there are {', '.join(known)}")
     return names
 
 

@@ -7,9 +7,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from stages.synthetic.families import FAMILIES, GROUP_SIZE
 from stages.training.config import PRESETS, TrainConfig
 
-_BASE = PRESETS["small"]
+_BASE = replace(PRESETS["small"], validation_run=GROUP_SIZE)
+"""Groups stay whole: a caption that compares is right within the whole group only."""
 _VALIDATIONS = 4
 """In a trial. Training gives up after more than that without a better one, so every trial has all its steps."""
 
@@ -26,6 +28,8 @@ class Scale:
     """Of training, in each trial."""
     start: str = ""
     """SHA-256 of the weights whose text tower every trial begins with; empty: the small model's own."""
+    families: tuple[str, ...] = tuple(FAMILIES)
+    """Of near-duplicates, in training and test."""
 
 
 @dataclass(frozen=True, slots=True)

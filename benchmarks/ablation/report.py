@@ -132,9 +132,10 @@ def facts(summaries: Sequence[Summary], scale: Scale) -> str:
     seeds = f"{min(counts)}" if min(counts) == max(counts) else f"{min(counts)} to {max(counts)}"
     is_cut = "" if min(counts) == asked else " (NOT COMPLETE)"
     return (
-        f"{seeds} of {asked} training seeds a row{is_cut}; {scale.steps} steps a run on {scale.videos} videos; tested "
-        f"on {scale.test_videos} videos, seed {scale.test_seed}. R@k in percent from text to video (v2t: video to "
-        "text), mean ± standard deviation over the seeds. The paper's: MSR-VTT, ViT-B/32."
+        f"{seeds} of {asked} training seeds a row{is_cut}; {scale.steps} steps a run on {scale.videos} videos "
+        f"({', '.join(scale.families)}); tested on {scale.test_videos} videos, seed {scale.test_seed}. R@k in percent "
+        "from text to video (v2t: video to text), mean ± standard deviation over the seeds. The paper's: MSR-VTT, "
+        "ViT-B/32."
     )
 
 

@@ -19,6 +19,7 @@ from pipeline.progress import progress_bar
 from stages.evaluate import DirectionResult
 from stages.rerankers import TOKEN_BINDER
 from stages.rerankers.token_binder import TokenBinderWeights
+from stages.synthetic.families import FAMILIES
 from stages.synthetic.render import render_families
 from stages.synthetic.scenes import Combinations
 
@@ -37,6 +38,7 @@ class Corpus:
     directory: Path
     seed: int
     num_videos: int
+    families: tuple[str, ...]
     combinations: Combinations
     """Of colour and shape: training never sees those of the test videos."""
     captions_each: int
@@ -107,11 +109,22 @@ class Bench:
 
 def prepare(work: Path, scale: Scale, start: Path | None, device: str, workers: int | None) -> Bench:
     """Render, extract and index what is not there yet; one process does it, the others wait."""
+    kinds = "" if scale.families == tuple(FAMILIES) else "-" + "-".join(scale.families)
     training = Corpus(
-        work / f"train-{scale.videos}-seed-{TRAIN_SEED}", TRAIN_SEED, scale.videos, "seen", TRAIN_CAPTIONS
+        work / f"train-{scale.videos}-seed-{TRAIN_SEED}{kinds}",
+        TRAIN_SEED,
+        scale.videos,
+        scale.families,
+        "seen",
+        TRAIN_CAPTIONS,
     )
     test = Corpus(
-        work / f"test-{scale.test_videos}-seed-{scale.test_seed}", scale.test_seed, scale.test_videos, "unseen", 1
+        work / f"test-{scale.test_videos}-seed-{scale.test_seed}{kinds}",
+        scale.test_seed,
+        scale.test_videos,
+        scale.families,
+        "unseen",
+        1,
     )
     with writer_lock(work / "corpora.lock", _WAIT_SECONDS):
         for corpus in (training, test):
@@ -140,6 +153,7 @@ def _render(corpus: Corpus) -> None:
                 corpus.directory,
                 corpus.seed,
                 corpus.num_videos,
+                corpus.families,
                 combinations=corpus.combinations,
                 captions_each=corpus.captions_each,
                 on_video=advance,

@@ -7,7 +7,8 @@ where, what comes first. The text towers of large CLIPs have read enough to keep
 heads that are thrown away: from the sentence embedding they name every pair of details that one thing has (red + left,
 star + rising), and what comes first, while InfoNCE with the frozen image tower holds the embedding in its place.
 Without this, the fusion network had learned nothing about places and directions after 700 steps; with it, it had after
-200. The result is weights for ``tbpipe train --start``, without a fusion network.
+200. The result is weights for ``tbpipe train --start``, without a fusion network. With --comparisons it also learns
+which rank ("the second largest") is asked for, which no caption of the other families says.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import json
 import math
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +33,7 @@ from stages.preprocess import normalise
 from stages.rerankers.fusion import FusionConfig
 from stages.rerankers.token_binder import FeatureKind, TokenBinderWeights
 from stages.synthetic.captions import phrase
+from stages.synthetic.comparisons import COMPARISONS
 from stages.synthetic.families import FAMILIES, SAYS
 from stages.synthetic.pretrain import PretrainConfig
 from stages.synthetic.pretrain_data import (
@@ -82,15 +84,21 @@ class BindingConfig:
     learning_rate: float = 1e-3
     heads_learning_rate: float = 3e-3
     weight_decay: float = 0.02
+    comparisons: bool = False
+    """A third of the texts are of families that compare, and their ranks are named too."""
+
+
+_RANKS = tuple(rank for comparison in COMPARISONS.values() for rank in comparison.ranks)
 
 
 def _label_numbers() -> dict[tuple[str, str, str], int]:
-    """(first detail, other kind, other detail) -> its number; first is a colour or a shape."""
+    """(first detail, other kind, other detail) -> its number; first is a colour or a shape. Ranks come last."""
     names: list[tuple[str, str, str]] = [("", "background", name) for name in BACKGROUNDS]
     for kind in ("colour", "shape"):
         for first in _VALUES[kind]:
             names += [(first, other, value) for other, values in _VALUES.items() if other != kind for value in values]
             names += [(first, "order", place) for place in ("first", "second")]
+    names += [("", "rank", name) for name in _RANKS]
     return {name: number for number, name in enumerate(dict.fromkeys(names))}
 
 
@@ -98,11 +106,13 @@ _NUMBERS = _label_numbers()
 
 
 def binding_labels(statement: Statement) -> Tensor:
-    """Float [L] of zeros and ones: which pairs of details the statement gives to one thing, and the background."""
+    """Float [L] of zeros and ones: which pairs of details the statement gives to one thing, the background, ranks."""
     labels = torch.zeros(len(_NUMBERS))
     if statement.background is not None:
         labels[_NUMBERS["", "background", statement.background]] = 1
     for number, claim in enumerate(statement.claims):
+        if claim.rank is not None:
+            labels[_NUMBERS["", "rank", claim.rank]] = 1
         for kind in ("colour", "shape"):
             first = getattr(claim, kind)
             if first is None:
@@ -128,7 +138,8 @@ def learn_to_bind(
     rng = np.random.default_rng([config.seed, 6])
     pooled = _pooled(model, corpus)
     tower = [p for name, p in model.named_parameters() if not name.startswith("visual.") and name != "logit_scale"]
-    heads = nn.Linear(pooled.shape[1], len(_NUMBERS))
+    num_labels = len(_NUMBERS) if config.comparisons else len(_NUMBERS) - len(_RANKS)
+    heads = nn.Linear(pooled.shape[1], num_labels)
     optimiser = torch.optim.AdamW(
         [
             {"params": tower, "peak": config.learning_rate},
@@ -145,9 +156,10 @@ def learn_to_bind(
             group["lr"] = group["peak"] * factor
         rows = rng.choice(len(corpus.videos), config.num_pairs, replace=False)
         paired = [_say(corpus.videos[row].statement, rng) for row in rows]
-        statements = paired + _draw_statements(rng, config.num_texts)
+        num_compared = config.num_texts // 3 if config.comparisons else 0
+        statements = paired + _draw_statements(rng, config.num_texts - num_compared) + _draw_ranks(rng, num_compared)
         sentences = functional.normalize(encode_texts(model, tokenizer([phrase(s, rng) for s in statements])), dim=-1)
-        labels = torch.stack([binding_labels(statement) for statement in statements])
+        labels = torch.stack([binding_labels(statement)[:num_labels] for statement in statements])
         named = functional.binary_cross_entropy_with_logits(10 * heads(sentences), labels, reduction="sum")
         logits = scale * sentences[: len(paired)] @ pooled[rows].T
         logits = logits.masked_fill(true_elsewhere(paired, [corpus.videos[row].scene for row in rows]), -1e4)
@@ -170,6 +182,17 @@ def _draw_statements(rng: np.random.Generator, number: int) -> list[Statement]:
     statements = [describe(draw_scene(rng, levels[i % len(levels)], "seen"), SAYS) for i in range(number * 3 // 4)]
     mixed = LEVELS["mixed"]
     return statements + [describe(draw_scene(rng, mixed, "seen"), mixed.says) for _ in range(number - len(statements))]
+
+
+def _draw_ranks(rng: np.random.Generator, number: int) -> list[Statement]:
+    """Full descriptions of single scenes of the families that compare, each with a rank: nothing is compared yet."""
+    found = []
+    for comparison in (list(COMPARISONS.values()) * number)[:number]:
+        scene = draw_scene(rng, comparison.level, "seen")
+        (thing,) = scene.things
+        ranked = replace(scene, things=(replace(thing, rank=str(rng.choice(comparison.ranks))),))
+        found.append(describe(ranked, comparison.level.says))
+    return found
 
 
 @torch.inference_mode()
@@ -202,6 +225,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--work", type=Path, required=True, help="folder for the rendered videos")
     parser.add_argument("--steps", type=int, default=BindingConfig().steps)
     parser.add_argument("--videos", type=int, default=PretrainConfig().num_videos)
+    parser.add_argument("--comparisons", action="store_true", help="learn the ranks of the families that compare, too")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     folder, sizes = MODELS["tbpipe-small"], TinySizes()
@@ -223,7 +247,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(json.dumps({"step": step} | losses), file=sys.stderr, flush=True)
 
     tokenizer = new_tokenizer(folder, sizes.context_length)
-    learn_to_bind(model, tokenizer, corpus, BindingConfig(steps=options.steps), log)
+    config = BindingConfig(steps=options.steps, comparisons=options.comparisons)
+    learn_to_bind(model, tokenizer, corpus, config, log)
     first_weights(model).save(options.output)
     return 0
 

@@ -61,6 +61,8 @@ class TrainConfig:
     seed: int = 0
     validation: float = 0.1
     """Share of the videos that are kept from training, to choose the best weights."""
+    validation_run: int = 1
+    """So many videos that follow each other stay on one side: clips of one film, groups of near-duplicates."""
     evaluate_every: int = 200
     """Steps."""
     patience: int = 5
@@ -71,6 +73,8 @@ class TrainConfig:
         if self.num_indicators < 2 or self.num_candidates < 2 or self.batch_size < 2:
             sizes = f"M = {self.num_indicators}, K = {self.num_candidates}, batch size = {self.batch_size}"
             raise UsageError(f"{sizes}: each must be at least 2")
+        if self.validation_run < 1:
+            raise UsageError(f"validation_run = {self.validation_run}, expected 1 video or more")
         if not 0 < self.epochs < float("inf") or not 0 <= self.validation < 1:
             raise UsageError(f"epochs = {self.epochs} must be above 0, validation = {self.validation} within [0, 1)")
         if self.precision not in get_args(Precision):

@@ -47,11 +47,16 @@ class PairCorpus:
         """N."""
         return len(self.ids)
 
-    def split(self, share: float, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Positions to train on and positions to validate on, both ascending; the latter are ``share`` of all."""
-        order = np.random.default_rng([seed, 1]).permutation(len(self))
-        held = round(share * len(self))
-        return np.sort(order[held:]), np.sort(order[:held])
+    def split(self, share: float, seed: int, run: int = 1) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Positions to train on and positions to validate on, both ascending; the latter are ``share`` of all.
+
+        ``run`` videos that follow each other, from a multiple of it on, stay on one side.
+        """
+        runs = np.random.default_rng([seed, 1]).permutation(-(-len(self) // run))
+        held = round(share * len(runs))
+        positions = np.arange(len(self))
+        is_held = np.isin(positions // run, runs[:held])
+        return positions[~is_held], positions[is_held]
 
     def tokens(self, positions: NDArray[np.int64]) -> VideoTokens:
         """Tokens of the videos at these positions [n], as one group: [1, n, F, P, D]."""

@@ -108,7 +108,7 @@ class Trainer:
         self.model = TokenBinderModel(clip, fusion, config.seed, start, config.precision, keep).to(device)
         self.frames = FrameReader(files, settings, device, self.ranks) if files else None
         """Where the image tower learns, what decodes for it; None: the features are what they are."""
-        self.train_on, self.validate_on = corpus.split(config.validation, config.seed)
+        self.train_on, self.validate_on = corpus.split(config.validation, config.seed, config.validation_run)
         smallest = min(config.batch_size, len(self.train_on))
         if smallest < self.ranks.size:
             raise UsageError(f"a batch of {smallest} captions cannot be parted among {self.ranks.size} processes")

@@ -123,7 +123,8 @@ def test_the_report_has_mean_spread_and_best_row(tmp_path: Path) -> None:
     assert (
         "| **4** | **3 of 3** | **43.0 ± 3.6** | **61.0 ± 1.0** | **20.0 ± 0.0** | **31.0 ± 0.0** | **52.5** |" in text
     )
-    assert "3 of 3 training seeds a row; 3 steps a run on 96 videos; tested on 48 videos, seed 5." in text
+    assert "3 of 3 training seeds a row; 3 steps a run on 96 videos (place, " in text
+    assert "); tested on 48 videos, seed 5." in text
 
 
 @pytest.mark.parametrize(
@@ -191,6 +192,7 @@ def test_a_finished_ablation_is_reported_without_any_work(tmp_path: Path, capsys
     ("arguments", "message"),
     [
         (("--tables", "M,L"), "no table is called 'L'"),
+        (("--families", "size,shape"), "no family is called 'shape'"),
         (("--part", "3/2"), "'3/2' is not I/N"),
         (("--steps", "0"), "'0' is not a whole number from 1"),
     ],

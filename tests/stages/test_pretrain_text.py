@@ -33,13 +33,22 @@ def test_labels_say_what_belongs_to_what() -> None:
     assert not torch.equal(first, second)
 
 
+def test_labels_say_which_rank_is_asked_for() -> None:
+    largest, second = (
+        binding_labels(Statement((Claim(colour="red", rank=rank),), "meadow")) for rank in ("largest", "second largest")
+    )
+    assert largest.sum() == second.sum() == 2
+    assert not torch.equal(largest, second)
+
+
 @pytest.mark.slow
-def test_the_text_tower_learns_and_the_image_tower_stays(tmp_path: Path) -> None:
+@pytest.mark.parametrize("comparisons", [False, True])
+def test_the_text_tower_learns_and_the_image_tower_stays(tmp_path: Path, comparisons: bool) -> None:
     model = load_small(SMALL, TinySizes())
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     corpus = make_corpus(tmp_path / "videos", 5, 16, "mixed", 4, 1, 48, VideoFormat(seconds=0.4))
     losses: list[dict[str, float]] = []
-    config = BindingConfig(steps=20, num_pairs=8, num_texts=16)
+    config = BindingConfig(steps=20, num_pairs=8, num_texts=16, comparisons=comparisons)
     learn_to_bind(model, new_tokenizer(SMALL, 40), corpus, config, lambda step, found: losses.append(found))
     assert losses[-1]["bound"] < 0.9 * losses[0]["bound"]
     after = model.state_dict()

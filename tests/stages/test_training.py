@@ -195,6 +195,10 @@ def test_batches_go_through_all_videos_and_bring_their_neighbours(data: Data) ->
         corpus = PairCorpus(snapshot, captions)
         train_on, held = corpus.split(0.2, seed=0)
         assert sorted([*train_on, *held]) == list(range(len(corpus)))
+        whole, apart = corpus.split(0.2, seed=0, run=4)
+        assert sorted([*whole, *apart]) == list(range(len(corpus)))
+        assert len(apart) == len(held)
+        assert not set(whole // 4) & set(apart // 4)
         batches = [draw_batch(corpus, train_on, 16, 3, seed=0, step=step) for step in range(24)]
         assert all(len(set(batch.positions.tolist())) == 16 for batch in batches)
         assert not set(np.concatenate([batch.positions for batch in batches]).tolist()) & set(held.tolist())
@@ -267,7 +271,14 @@ def test_a_broken_recipe_is_named(text: str, message: str, tmp_path: Path) -> No
 
 @pytest.mark.parametrize(
     "options",
-    [{"num_candidates": 1}, {"epochs": 0.0}, {"validation": 1.0}, {"num_indicators": 1}, {"precision": "half"}],
+    [
+        {"num_candidates": 1},
+        {"epochs": 0.0},
+        {"validation": 1.0},
+        {"validation_run": 0},
+        {"num_indicators": 1},
+        {"precision": "half"},
+    ],
 )
 def test_what_cannot_be_trained_is_refused(options: dict[str, object]) -> None:
     with pytest.raises(UsageError):
