@@ -8,7 +8,7 @@
 | write_shard, FeatureReader             | features.py | ``shards/00000042.h5``, never changed once it has that name |
 | VectorIndex                            | vectors.py  | ``index/00000007/``, one generation, swapped in as a whole  |
 | read_queries, write_ranking            | runs.py     | files of people: queries, judgements and rankings (``runs/``) |
-| read_captions, match_captions          | captions.py | files of people: captions; lines.py reads both              |
+| read_captions, VideoNames              | captions.py | files of people: captions; lines.py reads both              |
 | writer_lock                            | lock.py     | ``writer.lock``                                             |
 | replacing, write_bytes                 | atomic.py   | ``.tmp-*`` until the rename                                 |
 | Layout, FORMAT_VERSION                 | layout.py   | every path above                                            |

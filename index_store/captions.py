@@ -92,27 +92,39 @@ def read_captions(path: Path, split: str = "") -> list[Caption]:
     return captions
 
 
-def match_captions(captions: Iterable[Caption], keys: Iterable[str]) -> MatchedCaptions:
-    """Find each caption's video among the store's ``keys``.
+class VideoNames:
+    """The videos of a store by the names that people call them."""
 
-    The key itself, else the file's name in whatever folder, else that name without its suffix (in the store, then in
-    both). A name that several videos have is nobody's.
-    """
-    known = set(keys)
-    by_name: list[dict[str, list[str]]] = [defaultdict(list), defaultdict(list)]
-    for key in sorted(known):
-        by_name[0][PurePosixPath(key).name].append(key)
-        by_name[1][PurePosixPath(key).stem].append(key)
+    def __init__(self, keys: Iterable[str]) -> None:
+        self._keys = set(keys)
+        self._by_name: list[dict[str, list[str]]] = [defaultdict(list), defaultdict(list)]
+        for key in sorted(self._keys):
+            self._by_name[0][PurePosixPath(key).name].append(key)
+            self._by_name[1][PurePosixPath(key).stem].append(key)
+
+    def find(self, name: str) -> tuple[str, ...]:
+        """The keys that ``name`` may mean; several mean nobody.
+
+        The key itself, else the file's name in whatever folder, else that name without its suffix (in the store, then
+        in both).
+        """
+        if name in self._keys:
+            return (name,)
+        path = PurePosixPath(name)
+        ways = ((0, path.name), (1, path.name), (1, path.stem))
+        return tuple(next((self._by_name[at][said] for at, said in ways if said in self._by_name[at]), ()))
+
+
+def match_captions(captions: Iterable[Caption], keys: Iterable[str]) -> MatchedCaptions:
+    """Find each caption's video among the store's ``keys``, as VideoNames does. Several videos of a name: nobody's."""
+    names = VideoNames(keys)
     found, unknown, ambiguous = [], [], []
     for caption in captions:
-        name = PurePosixPath(caption.key)
-        ways = ((0, name.name), (1, name.name), (1, name.stem))
-        several = next((by_name[at][said] for at, said in ways if said in by_name[at]), [])
-        fitting = [caption.key] if caption.key in known else several
+        fitting = names.find(caption.key)
         if len(fitting) == 1:
             found.append((caption, fitting[0]))
         elif fitting:
-            ambiguous.append((caption, tuple(fitting)))
+            ambiguous.append((caption, fitting))
         else:
             unknown.append(caption)
     return MatchedCaptions(found, unknown, ambiguous)

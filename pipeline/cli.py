@@ -17,6 +17,8 @@ from pipeline.options import (
     Bytes,
     Keep,
     Part,
+    annotations_option,
+    dataset_option,
     device_option,
     json_option,
     lock_timeout_option,
@@ -249,6 +251,8 @@ def search(as_json: bool, **options: Any) -> None:
     help="JSONL, CSV or TSV with key and caption, JSON with key: captions, or - for JSONL on stdin.",
 )
 @split_option
+@dataset_option
+@annotations_option
 @click.option(
     "--queries", type=click.Path(path_type=Path), default=None, help="In place of --captions: queries as for rerank."
 )
@@ -271,12 +275,14 @@ def search(as_json: bool, **options: Any) -> None:
 def evaluate(as_json: bool, **options: Any) -> None:
     """Measure R@1, R@5, R@10, median and mean rank of both views, from text to video and back.
 
-    Every caption is a query for its video, and every video with captions is a query for the best of them.
+    Every caption is a query for its video, and every video with captions is a query for the best of them. Of a
+    benchmark, only the split's videos are searched, whatever else is in the store.
 
     \b
     Example:
       tbpipe evaluate --store store --captions captions.jsonl
       tbpipe evaluate --store store --queries queries.jsonl --qrels qrels.tsv --direction t2v --json
+      tbpipe evaluate --store store --dataset msrvtt-1ka --annotations annotations/
     """
     from pipeline import report
     from pipeline.jobs.evaluate import EvaluateJob
@@ -328,14 +334,16 @@ def quarantine(store: Path, retry: bool, keys: tuple[str, ...], lock_timeout: fl
 @store_option
 @click.option(
     "--captions",
-    required=True,
     type=click.Path(path_type=Path),
+    default=None,
     help="JSONL, CSV or TSV with key and caption, JSON with key: captions, or - for JSONL on stdin.",
 )
 @click.option(
     "--output", required=True, type=click.Path(path_type=Path), help="Weights file to write, NAME.safetensors."
 )
 @split_option
+@dataset_option
+@annotations_option
 @click.option(
     "--preset",
     type=click.Choice(["tokenbinder", "small"]),
@@ -363,6 +371,7 @@ def train(as_json: bool, settings: tuple[str, ...], **options: Any) -> None:
     
     Example:
       tbpipe train --store store --captions captions.jsonl --output binder.safetensors
+      tbpipe train --store store --dataset msvd --annotations annotations/ --output binder.safetensors
       tbpipe rerank --store store --queries q.jsonl --output run.trec --method token-binder --weights binder.safetensors
     """
     from pipeline import report

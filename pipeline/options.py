@@ -85,4 +85,15 @@ top_k_option = click.option(
 memory_option = click.option(
     "--memory", type=Bytes(), default="512M", show_default=True, help="Bytes of candidate tokens held at once."
 )
-split_option = click.option("--split", default="", help="Only the captions whose field 'split' says this.")
+dataset_option = click.option(
+    "--dataset",
+    default=None,
+    help="In place of --captions: a benchmark, one of msrvtt-1ka, msrvtt-7k, msrvtt-full, didemo, activitynet, vatex, "
+    "msvd, lsmdc.",
+)
+annotations_option = click.option(
+    "--annotations", type=click.Path(path_type=Path), default=None, help="Folder with its annotation files."
+)
+split_option = click.option(
+    "--split", default="", help="Only the captions whose field 'split' says this; of a benchmark, the split."
+)

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from pipeline.jobs.rerank import RerankResult, SearchResult
     from pipeline.jobs.train import TrainResult
     from pipeline.jobs.upkeep import StoreInfo
+    from stages.datasets.base import MatchedSplit
     from stages.evaluate import DirectionResult
     from stages.index import IndexReport
     from stages.metrics import Metrics
@@ -195,6 +196,7 @@ def show_evaluate(result: EvaluateResult, as_json: bool) -> None:
                 "videos": result.num_videos,
                 "captioned_videos": result.num_captioned,
                 "left_out": result.num_left_out,
+                **_split_fields(result.split),
                 "ties": TIE_RULE,
             }
         )
@@ -209,10 +211,29 @@ def show_evaluate(result: EvaluateResult, as_json: bool) -> None:
     _print(table)
     for name, found in directions.items():
         if found:
-            answers = "videos" if found is result.text_to_video else "texts"
+            answers = "videos" if found is result.text_to_video else _texts_as(result.split)
             searched = f"{found.broad.num_queries} queries, {found.num_answers} {answers}, K = {found.top_k}"
             print(f"{name}: {searched}; ceiling of the focused view (a right one among the K): {found.ceiling:.1f} %")
+    if result.split is not None:
+        print(f"{result.split.split}, {result.split.split.protocol}: {len(result.split.found)} videos")
     print(f"focused = {result.method}; R@k in percent; ranks from 1, {TIE_RULE}")
+
+
+def _texts_as(split: MatchedSplit | None) -> str:
+    """What the answers from video to text are."""
+    return "groups of captions" if split is not None and split.split.protocol == "all captions" else "texts"
+
+
+def _split_fields(split: MatchedSplit | None) -> dict[str, object]:
+    if split is None:
+        return {}
+    return {
+        "dataset": split.split.dataset,
+        "split": split.split.name,
+        "protocol": split.split.protocol,
+        "missing_videos": split.missing,
+        "ambiguous_videos": dict(split.ambiguous),
+    }
 
 
 def _direction_fields(found: DirectionResult) -> dict[str, object]:

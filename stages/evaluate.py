@@ -51,7 +51,7 @@ class DirectionResult:
     top_k: int
     """K, candidates that the focused view re-ordered."""
     num_answers: int
-    """What was searched: N videos from text to video, T texts from video to text."""
+    """What was searched: N videos from text to video, T texts (or groups of them) from video to text."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -84,22 +84,30 @@ class Evaluation:
         top_k: int = DEFAULT_TOP_K,
         memory_bytes: int = DEFAULT_MEMORY_BYTES,
         device: torch.device | str = "cpu",
+        corpus: Sequence[int] | None = None,
+        is_grouped: bool = False,
     ) -> None:
         """``memory_bytes`` bounds the tokens in memory and, once more, the features of texts; no rank depends on it.
 
-        Beside them, a sentence embedding a text and a pooled embedding a captioned video are held. Raises InputError
-        for no text.
+        Beside them, a sentence embedding a text and a pooled embedding a captioned video are held. ``corpus``: ids of
+        the videos that are searched, in place of all in the store; ``index`` is then left alone. ``is_grouped``: from
+        video to text the answers are the captioned videos' groups of texts, each by its best one. Raises InputError for
+        no text.
         """
         if not texts:
             raise InputError("there is no caption of a video of this store; give captions of its videos")
-        self._snapshot, self._index, self._reranker = snapshot, index, reranker
-        self._texts = texts
+        self._snapshot, self._reranker, self._texts = snapshot, reranker, texts
+        self._corpus = None if corpus is None else sorted(corpus)
+        self._index = index if self._corpus is None else _index_of(snapshot, self._corpus)
         self._cache = TextCache(encoder, memory_bytes)
         self._top_k, self._memory_bytes, self._device = top_k, memory_bytes, torch.device(device)
         self._text_numbers: dict[int, list[int]] = {}
         for number, text in enumerate(texts):
             for video_id in text.video_ids:
                 self._text_numbers.setdefault(video_id, []).append(number)
+        groups = {video_id: group for group, video_id in enumerate(self._text_numbers)}
+        self._groups = np.array([groups[text.video_ids[0]] for text in texts]) if is_grouped else None
+        """int64 [T], number of the group of each text."""
 
     @property
     def num_captioned(self) -> int:
@@ -133,16 +141,17 @@ class Evaluation:
             sentences,
             [text.video_ids for text in self._texts],
             self._snapshot.read_pooled([video_id for text in self._texts for video_id in text.video_ids]),
-            self._snapshot.read_pooled(),
+            self._snapshot.read_pooled(self._corpus),
         )
-        return _result(broad, places, widths, min(self._top_k, len(self._index)), self._snapshot.num_searchable)
+        num_answers = self._snapshot.num_searchable if self._corpus is None else len(self._corpus)
+        return _result(broad, places, widths, min(self._top_k, len(self._index)), num_answers)
 
     # -- video to text ------------------------------------------------------------------------------------------------
 
     def video_to_text(self, advance: Advance = lambda count: None) -> DirectionResult:
         """Each captioned video is a query; every text is an answer, and a video's best-ranked own text counts."""
         top_k = min(self._top_k, len(self._texts))
-        broad, places = [], []
+        broad, places, widths = [], [], []
         for videos in ahead(self._video_batches(top_k)):
             scores = self._score(videos)
             broad.append(videos.broad_ranks)
@@ -150,10 +159,15 @@ class Evaluation:
             for video_id, ranked in zip(
                 videos.ids.tolist(), np.take_along_axis(videos.found.ids, order, axis=1).tolist(), strict=True
             ):
-                own = set(self._text_numbers[video_id])
-                places.append(_place([number in own for number in ranked]))
+                answers, own = ranked, set(self._text_numbers[video_id])
+                if self._groups is not None:
+                    answers = list(dict.fromkeys(self._groups[ranked].tolist()))
+                    own = set(self._groups[list(own)].tolist())
+                places.append(_place([answer in own for answer in answers]))
+                widths.append(len(answers))
             advance(len(videos.ids))
-        return _result(np.concatenate(broad), np.array(places), np.full(len(places), top_k), top_k, len(self._texts))
+        num_answers = len(self._texts) if self._groups is None else len(self._text_numbers)
+        return _result(np.concatenate(broad), np.array(places), np.array(widths), top_k, num_answers)
 
     def _video_batches(self, top_k: int) -> Iterator[_Videos]:
         """The captioned videos by id, as many at a time as their tokens and their candidates' features allow."""
@@ -168,7 +182,7 @@ class Evaluation:
             ids = video_ids[start : start + at_once]
             pooled = np.concatenate([vectors for _, vectors in self._snapshot.read_pooled(ids)])
             right = [self._text_numbers[video_id] for video_id in ids]
-            broad = exact_ranks(pooled, right, _rows(sentences, right), [(numbers, sentences)])
+            broad = exact_ranks(pooled, right, _rows(sentences, right), [(numbers, sentences)], self._groups)
             found = index.search(pooled, top_k)
             distinct, rows = np.unique(found.ids, return_inverse=True)
             features = self._cache.encode_texts([self._texts[number].text for number in distinct.tolist()])
@@ -195,6 +209,12 @@ class Evaluation:
                 f"{scores[row, column]}; their features may be damaged: extract them into a new store"
             )
         return scores
+
+
+def _index_of(snapshot: Snapshot, ids: Sequence[int]) -> VectorIndex:
+    """An exact index of these videos alone, by ascending id."""
+    dim, commit = snapshot.settings.embed_dim, snapshot.commit_number
+    return VectorIndex.build(lambda: snapshot.read_pooled(ids), len(ids), dim, commit_number=commit)
 
 
 def _rows(vectors: NDArray[np.float32], right: Sequence[Collection[int]]) -> Iterator[VectorBlock]:

@@ -26,21 +26,31 @@ def exact_ranks(
     right: Sequence[Sequence[int]],
     right_vectors: Iterable[VectorBlock],
     blocks: Iterable[VectorBlock],
+    groups: NDArray[np.int64] | None = None,
 ) -> NDArray[np.int64]:
     """Ranks int64 [Q], from 1, by inner product; equal ones by id, equal meaning the same float32.
 
     queries float32 [Q, D], unit length. right: ids of each query's right answers, one at least. right_vectors: blocks
-    that together hold their vectors, those of the first query first. blocks: every vector, unit length, once. Raises
-    StoreError for a right answer whose vector is not finite.
+    that together hold their vectors, those of the first query first. blocks: every vector, unit length, once. With
+    groups int64 [N], numbers from 0 of the vectors with the ids 0 to N - 1, groups are ranked, each by its best vector;
+    a query's right answers are then one group. Raises StoreError for a right answer whose vector is not finite.
     """
     scores, ids = _best_right(queries, right, right_vectors)
     num_ahead = np.zeros(len(queries), np.int64)
+    group_ahead = None if groups is None else np.zeros((len(queries), int(groups.max()) + 1), np.bool_)
     for block_ids, vectors in blocks:
         for start in range(0, len(vectors), _VECTORS_PER_PRODUCT):
             part = slice(start, start + _VECTORS_PER_PRODUCT)
             for first in range(0, len(queries), _QUERIES_PER_PRODUCT):
                 rows = slice(first, first + _QUERIES_PER_PRODUCT)
-                num_ahead[rows] += _num_ahead(queries[rows], scores[rows], ids[rows], block_ids[part], vectors[part])
+                is_ahead = _ahead(queries[rows], scores[rows], ids[rows], block_ids[part], vectors[part])
+                if groups is None or group_ahead is None:
+                    num_ahead[rows] += is_ahead.sum(axis=1, dtype=np.int64)
+                else:
+                    query, column = np.nonzero(is_ahead)
+                    group_ahead[first + query, groups[block_ids[part][column]]] = True
+    if group_ahead is not None:
+        num_ahead = group_ahead.sum(axis=1, dtype=np.int64)
     return num_ahead + 1
 
 
@@ -74,21 +84,20 @@ def _best_right(
     return scores[firsts], ids[firsts]
 
 
-def _num_ahead(
+def _ahead(
     queries: NDArray[np.float32],
     scores: NDArray[np.float32],
     ids: NDArray[np.int64],
     vector_ids: NDArray[np.int64],
     vectors: NDArray[np.float32],
-) -> NDArray[np.int64]:
-    """How many of the vectors come before each query's best right answer, int64 [Q]."""
+) -> NDArray[np.bool_]:
+    """Which of the n vectors come before each query's best right answer, bool [Q, n]."""
     lead = queries @ vectors.T
     lead -= scores[:, None]
-    num_ahead: NDArray[np.int64] = (lead > _ROUGH_ERROR).sum(axis=1, dtype=np.int64)
+    is_ahead: NDArray[np.bool_] = lead > _ROUGH_ERROR
     rows, columns = np.nonzero(np.abs(lead, out=lead) <= _ROUGH_ERROR)
     for start in range(0, len(rows), _PAIRS_PER_PART):
         row, column = rows[start : start + _PAIRS_PER_PART], columns[start : start + _PAIRS_PER_PART]
         exact = exact_scores(queries[row], vectors[column])
-        is_ahead = (exact > scores[row]) | ((exact == scores[row]) & (vector_ids[column] < ids[row]))
-        num_ahead += np.bincount(row[is_ahead], minlength=len(queries))
-    return num_ahead
+        is_ahead[row, column] = (exact > scores[row]) | ((exact == scores[row]) & (vector_ids[column] < ids[row]))
+    return is_ahead

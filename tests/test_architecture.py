@@ -87,6 +87,8 @@ def test_help_loads_nothing_heavy() -> None:
 
 def test_nothing_is_ever_unpickled() -> None:
     for file in [file for package in FORBIDDEN for file in sources(package)]:
+        loaders = {"_pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"} & set(imports_of(file))
+        assert not loaders, f"{file.relative_to(ROOT)} imports {loaders}"
         for node in nodes(file):
             if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute):
                 continue

@@ -1,4 +1,4 @@
-"""``tbpipe evaluate``: captions or judged queries, and a store -> how well both views find the right videos."""
+"""``tbpipe evaluate``: captions, judged queries or a benchmark, and a store -> how well both views find the videos."""
 
 from __future__ import annotations
 
@@ -13,7 +13,10 @@ from index_store.records import SEARCHABLE
 from index_store.runs import read_qrels, read_queries
 from index_store.store import Store
 from pipeline.jobs.answering import open_answering
+from pipeline.jobs.benchmark import match_split
 from pipeline.progress import progress_bar
+from stages.datasets import find_dataset
+from stages.datasets.base import MatchedSplit, Split
 
 if TYPE_CHECKING:
     from stages.evaluate import CaptionedText, DirectionResult
@@ -30,6 +33,8 @@ class EvaluateJob:
     split: str = ""
     queries: Path | None = None
     qrels: Path | None = None
+    dataset: str | None = None
+    annotations: Path | None = None
     direction: Direction = "both"
     method: str | None = None
     weights: Path | None = None
@@ -53,6 +58,8 @@ class EvaluateResult:
     """Those that a text describes."""
     num_left_out: int
     """Texts that describe no video of the store."""
+    split: MatchedSplit | None
+    """The benchmark's split, where one was asked for: then its videos alone are searched."""
     warnings: tuple[str, ...]
 
 
@@ -63,6 +70,9 @@ class _Texts:
     texts: list[CaptionedText]
     num_left_out: int
     warnings: tuple[str, ...]
+    corpus: tuple[int, ...] | None = None
+    """Videos that are searched; None: all of the store."""
+    split: MatchedSplit | None = None
 
 
 def evaluate(job: EvaluateJob) -> EvaluateResult:
@@ -83,6 +93,8 @@ def evaluate(job: EvaluateJob) -> EvaluateResult:
             top_k=job.top_k,
             memory_bytes=job.memory,
             device=answering.model.device,
+            corpus=known.corpus,
+            is_grouped=known.split is not None and known.split.split.protocol == "all captions",
         )
         asks_texts, asks_videos = job.direction != "v2t", job.direction != "t2v"
         total = asks_texts * len(known.texts) + asks_videos * evaluation.num_captioned
@@ -94,24 +106,46 @@ def evaluate(job: EvaluateJob) -> EvaluateResult:
                 num_videos=snapshot.num_searchable,
                 num_captioned=evaluation.num_captioned,
                 num_left_out=known.num_left_out,
+                split=known.split,
                 warnings=known.warnings + answering.warnings,
             )
 
 
 def _reader(job: EvaluateJob) -> Callable[[Mapping[str, int]], _Texts]:
     """What reads the texts, given key -> id of the videos. Raises UsageError unless one kind of input is asked for."""
-    if job.captions is not None and job.queries is None and job.qrels is None:
+    kinds = ("captions", "queries", "qrels", "dataset", "annotations")
+    given = [f"--{name}" for name in kinds if getattr(job, name) is not None]
+    if job.dataset is not None and job.annotations is not None and len(given) == 2:
+        split = find_dataset(job.dataset).read(job.annotations, job.split)
+        return lambda ids: _benchmark(split, job, ids)
+    if job.captions is not None and len(given) == 1:
         captions = job.captions
         return lambda ids: _captions(captions, job, ids)
-    if job.captions is None and job.queries is not None and job.qrels is not None:
+    if job.queries is not None and job.qrels is not None and len(given) == 2:
         if job.split:
-            raise UsageError("--split belongs to --captions; leave it out with --queries and --qrels")
+            raise UsageError("--split belongs to --captions and --dataset; leave it out with --queries and --qrels")
         queries, qrels = job.queries, job.qrels
         return lambda ids: _judged_queries(queries, qrels, job.store, ids)
-    given = [f"--{name}" for name in ("captions", "queries", "qrels") if getattr(job, name) is not None]
     raise UsageError(
-        f"found {' and '.join(given) or 'no texts'}; give --captions FILE, or --queries FILE and --qrels FILE"
+        f"found {' and '.join(given) or 'no texts'}; give --captions FILE, or --queries FILE and --qrels FILE, or "
+        "--dataset NAME and --annotations DIR"
     )
+
+
+def _benchmark(split: Split, job: EvaluateJob, ids: Mapping[str, int]) -> _Texts:
+    """Every caption of the split's videos, which alone are searched."""
+    matched = match_split(split, job.store, ids)
+    from stages.evaluate import CaptionedText
+
+    texts = [
+        CaptionedText(f"{video.names[0]}#{number}", caption, (ids[key],))
+        for video, key in matched.found
+        for number, caption in enumerate(video.captions, start=1)
+    ]
+    num_left_out = sum(len(video.captions) for video in split.videos) - len(texts)
+    corpus = tuple(ids[key] for _, key in matched.found)
+    said = (*split.remarks, *matched.left_out(), matched.comparison())
+    return _Texts(texts, num_left_out, tuple(filter(None, said)), corpus, matched)
 
 
 def _captions(path: Path, job: EvaluateJob, ids: Mapping[str, int]) -> _Texts:

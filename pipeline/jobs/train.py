@@ -16,9 +16,11 @@ from index_store.captions import match_captions, read_captions
 from index_store.errors import ComponentMissingError, InputError, UsageError
 from index_store.store import Snapshot, Store
 from pipeline.jobs.answering import store_model
+from pipeline.jobs.benchmark import match_split
 from pipeline.jobs.extract import frame_source
 from pipeline.progress import progress_bar
 from pipeline.stop import stop_on_signals
+from stages.datasets import find_dataset
 
 if TYPE_CHECKING:
     from index_store.settings import StoreSettings
@@ -41,8 +43,10 @@ class TrainJob:
     """Everything that ``tbpipe train`` was told."""
 
     store: Path
-    captions: Path
     output: Path
+    captions: Path | None = None
+    dataset: str | None = None
+    annotations: Path | None = None
     split: str = ""
     preset: str = "tokenbinder"
     recipe: Path | None = None
@@ -140,7 +144,11 @@ def train(job: TrainJob) -> TrainResult | None:
 
 
 def _check(job: TrainJob) -> None:
-    """Raise what is wrong with the output before any work is done."""
+    """Raise what is wrong with the texts and the output before any work is done."""
+    given = [f"--{name}" for name in ("captions", "dataset", "annotations") if getattr(job, name) is not None]
+    if given not in (["--captions"], ["--dataset", "--annotations"]):
+        found = " and ".join(given) or "no captions"
+        raise UsageError(f"found {found}; give --captions FILE, or --dataset NAME and --annotations DIR")
     if job.output.suffix != WEIGHTS_SUFFIX:
         raise UsageError(f"--output is {job.output}, expected a name that ends in {WEIGHTS_SUFFIX}")
     if not job.output.absolute().parent.is_dir():
@@ -238,8 +246,15 @@ def _captions(snapshot: Snapshot, job: TrainJob) -> tuple[list[CaptionedId], tup
     from index_store.records import SEARCHABLE
     from stages.training.pairs import CaptionedId
 
-    captions = read_captions(job.captions, job.split)
     ids = {record.key: record.id for record in snapshot.videos(SEARCHABLE)}
+    if job.dataset is not None and job.annotations is not None:
+        dataset = find_dataset(job.dataset)
+        split = dataset.read(job.annotations, job.split or dataset.train)
+        benchmark = match_split(split, job.store, ids)
+        pairs = [CaptionedId(text, ids[key]) for video, key in benchmark.found for text in video.captions]
+        return pairs, (*split.remarks, *benchmark.left_out())
+    assert job.captions is not None
+    captions = read_captions(job.captions, job.split)
     matched = match_captions(captions, ids)
     if not matched.found:
         raise InputError(

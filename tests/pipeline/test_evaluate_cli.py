@@ -11,6 +11,7 @@ import pytrec_eval
 
 from tests.pipeline.conftest import SMALL, Outcome, Run
 from tests.pipeline.test_cli import one_line_error
+from tests.stages.dataset_files import write
 
 VIEWS = ("broad", "focused")
 
@@ -206,3 +207,58 @@ def test_a_store_without_index_says_what_to_run(clips: Path, captions: Path, run
     run("extract", clips, "--store", tmp_path / "store", *SMALL, "--limit", 1)
     done = run("evaluate", "--store", tmp_path / "store", "--captions", captions)
     one_line_error(done, 10, "tbpipe index")
+
+
+@pytest.fixture
+def benchmark(finished_store: Path, tmp_path: Path) -> Path:
+    """Annotation files of MSVD whose test split has four of the store's six videos, one of them twice, and two more."""
+    names = ["clip_00000", "clip_00001", "clip_00002", "clip_00003", "gone_1_2", "lost_3_4"]
+    write(tmp_path / "msvd" / "test_list.txt", "\n".join(names))
+    captions = {
+        name: [f"a {word} shape {number}" for number in range(3)] for name, word in zip(names, "abcdef", strict=True)
+    }
+    write(tmp_path / "msvd" / "captions_msvd.json", {**captions, "clip_00004": ["a training clip"]})
+    return tmp_path
+
+
+def test_of_a_benchmark_its_videos_alone_are_searched(finished_store: Path, run: Run, benchmark: Path) -> None:
+    asked = ("--dataset", "msvd", "--annotations", benchmark)
+    done = evaluate(run, finished_store, *asked, "--json")
+    found = done.json
+    assert (found["dataset"], found["split"], found["protocol"]) == ("msvd", "test", "all captions")
+    assert found["missing_videos"] == ["gone_1_2", "lost_3_4"]
+    assert found["ambiguous_videos"] == {}
+    assert (found["videos"], found["captioned_videos"], found["left_out"]) == (6, 4, 6)
+    assert (found["text_to_video"]["queries"], found["text_to_video"]["answers"]) == (12, 4)
+    assert (found["video_to_text"]["queries"], found["video_to_text"]["answers"]) == (4, 4)
+    for said in ("2 of the 6 videos of msvd test are not in the store", "gone_1_2, lost_3_4", "cannot be compared"):
+        assert said in done.err
+    table = evaluate(run, finished_store, *asked).out
+    assert "msvd test, all captions: 4 videos" in table
+    assert "4 queries, 4 groups of captions" in table
+
+
+def test_a_benchmark_gives_what_its_captions_give(finished_store: Path, run: Run, benchmark: Path) -> None:
+    """Where the split is the whole store and every video has one caption, both ways must say the same."""
+    texts = {f"clip_{number:05d}": [f"a red shape {number}"] for number in range(6)}
+    write(benchmark / "msvd" / "test_list.txt", "\n".join(texts))
+    write(benchmark / "msvd" / "captions_msvd.json", texts)
+    write(benchmark / "captions.json", texts)
+    theirs = evaluate(run, finished_store, "--captions", benchmark / "captions.json", "--json").json
+    ours = evaluate(run, finished_store, "--dataset", "msvd", "--annotations", benchmark, "--json").json
+    for direction in ("text_to_video", "video_to_text"):
+        assert ours[direction] == theirs[direction]
+
+
+def test_a_benchmark_that_cannot_be_used_is_said(
+    captions: Path, finished_store: Path, run: Run, benchmark: Path, tmp_path: Path
+) -> None:
+    asked = ("evaluate", "--store", finished_store)
+    here = ("--annotations", benchmark)
+    one_line_error(run(*asked, "--dataset", "msvd"), 2, "found --dataset; give --captions FILE", "--annotations DIR")
+    one_line_error(run(*asked, "--dataset", "msvd", *here, "--captions", captions), 2, "found --captions and --dataset")
+    one_line_error(run(*asked, "--dataset", "msv", *here), 2, "'msv' is not one of", "msvd")
+    one_line_error(run(*asked, "--dataset", "msvd", *here, "--split", "dev"), 2, "no split 'dev'", "train")
+    one_line_error(run(*asked, "--dataset", "lsmdc", *here), 17, "LSMDC16_challenge_1000_publictect.csv")
+    write(benchmark / "msvd" / "test_list.txt", "gone_1_2")
+    one_line_error(run(*asked, "--dataset", "msvd", *here), 17, "none of the 1 videos", "clip_00000.mp4", "gone_1_2")

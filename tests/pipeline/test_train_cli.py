@@ -9,6 +9,7 @@ import pytest
 from stages.synthetic.render import render_families
 from tests.pipeline.conftest import SMALL, Outcome, Run
 from tests.pipeline.test_cli import one_line_error
+from tests.stages.dataset_files import write
 
 QUICK = ("--preset", "small", "--set", "epochs=2", "--set", "batch_size=4", "--set", "num_candidates=3")
 KEPT = ("--set", "validation=0.4", "--set", "evaluate_every=1")
@@ -132,3 +133,25 @@ def test_a_recipe_and_earlier_weights_are_used(captions: Path, store: Path, run:
     shutil.copy(first, left)
     found = run("evaluate", "--store", store, "--captions", captions, "--weights", left / first.name, "--json")
     assert found.code == 0, found.err
+
+
+@pytest.mark.slow
+def test_the_training_split_of_a_benchmark_trains_as_its_captions_do(
+    captions: Path, store: Path, run: Run, tmp_path: Path
+) -> None:
+    texts: dict[str, list[str]] = {}
+    for line in captions.read_text().splitlines():
+        texts.setdefault(json.loads(line)["key"].removesuffix(".mp4"), []).append(json.loads(line)["caption"])
+    held = sorted(texts)[:2]
+    trained = {name: said for name, said in texts.items() if name not in held}
+    write(tmp_path / "msvd" / "train_list.txt", "\n".join([*trained, "gone_1_2"]))
+    write(tmp_path / "msvd" / "captions_msvd.json", {**texts, "gone_1_2": ["x"]})
+    write(tmp_path / "captions.json", trained)
+    assert train(run, store, tmp_path / "captions.json", tmp_path / "a.safetensors", *QUICK).code == 0
+    asked = ("--dataset", "msvd", "--annotations", tmp_path, "--output", tmp_path / "b.safetensors")
+    done = run("train", "--store", store, *asked, "--device", "cpu", *QUICK, "--json")
+    assert done.code == 0, done.err
+    assert "1 of the 11 videos of msvd train are not in the store and were left out: gone_1_2" in done.err
+    assert (done.json["num_videos"], done.json["num_captions"]) == (10, 10)
+    assert (tmp_path / "a.safetensors").read_bytes() == (tmp_path / "b.safetensors").read_bytes()
+    one_line_error(run("train", "--store", store, "--output", tmp_path / "c.safetensors"), 2, "found no captions")

@@ -5,6 +5,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -55,7 +56,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
 
 
 def both(
-    store: Store, texts: Sequence[CaptionedText], method: str = "eercf", **options: int
+    store: Store, texts: Sequence[CaptionedText], method: str = "eercf", **options: Any
 ) -> tuple[DirectionResult, DirectionResult]:
     with store.snapshot() as snapshot:
         evaluation = Evaluation(snapshot, open_index(snapshot), DrawnTexts(), texts, make_reranker(method), **options)
@@ -120,6 +121,32 @@ def test_both_directions_equal_brute_force(
     assert (to_text.num_answers, to_text.top_k) == (len(texts), min(top_k, len(texts)))
     assert to_video.broad.num_queries == len(texts)
     assert to_text.broad.num_queries == asked.sum() < 44
+
+
+@pytest.mark.parametrize("top_k", [3, 12, 1000])
+def test_a_corpus_is_all_that_is_searched_and_groups_of_texts_are_ranked_by_their_best(
+    store: Store, scores: tuple[NDArray[np.float32], NDArray[np.float64]], top_k: int
+) -> None:
+    corpus = sorted(set(range(1, 45, 2)) | {20})  # 20 and its copy 41 among them
+    rows = [row for row, text in enumerate(captions()) if len(text.video_ids) == 1 and text.video_ids[0] in corpus]
+    texts = [captions()[row] for row in rows]
+    columns = np.array(corpus) - 1
+    broad, focused = (found[np.ix_(rows, columns)] for found in scores)
+    to_video, to_text = both(store, texts, top_k=top_k, corpus=corpus[::-1], is_grouped=True)
+    expected = reordered(broad, focused, judged(texts, 44)[:, columns], top_k)
+    assert (to_video.broad, to_video.focused, to_video.ceiling) == expected
+    assert (to_video.num_answers, to_video.top_k) == (len(corpus), min(top_k, len(corpus)))
+
+    owners = np.array([corpus.index(text.video_ids[0]) for text in texts])
+    ranks: list[tuple[int, int]] = []
+    for video in np.unique(owners):
+        order = sorted(range(len(texts)), key=lambda text: (-broad[text, video], text))
+        top = sorted(order[:top_k], key=lambda text: (-round(focused[text, video], 5), text))
+        first, again = (list(dict.fromkeys(owners[found].tolist())) for found in (order, top))
+        place = first.index(video) + 1
+        ranks.append((place, again.index(video) + 1 if video in again else max(place, len(again) + 1)))
+    assert (to_text.broad, to_text.focused) == tuple(metrics(np.array(found)) for found in zip(*ranks, strict=True))
+    assert to_text.num_answers == len(ranks) < len(texts)
 
 
 def test_the_corpus_is_not_trivial(store: Store) -> None:
