@@ -121,7 +121,11 @@ def extract(
     report = ExtractReport()
     copies = _Copies()
     with _Committer(writer, options) as committer, _Feed(source, [task for _, task in files]) as feed:
-        encoder = _MixedBatches(model, options.batch_frames)
+        encoder: _MixedBatches | _VideoBatches
+        if model.sees_videos:
+            encoder = _VideoBatches(model, options.batch_frames, settings.num_frames)
+        else:
+            encoder = _MixedBatches(model, options.batch_frames)
         assembly: deque[_Pending] = deque()
 
         def hand_over() -> None:
@@ -280,6 +284,45 @@ class _MixedBatches:
         missing = self._size - len(pixels)
         filled = torch.cat([pixels, pixels.new_zeros((missing, *pixels.shape[1:]))]) if missing else pixels
         return self._model.encode_frames(filled)[: len(pixels)].cpu()
+
+
+class _VideoBatches:
+    """Gathers whole videos into batches of one fixed shape, for a model in which frames see each other."""
+
+    def __init__(self, model: ClipModel, batch_frames: int, num_frames: int) -> None:
+        self._model = model
+        self._num_frames = num_frames
+        self._size = max(1, batch_frames // num_frames)
+        self._waiting: list[tuple[_Pending, torch.Tensor]] = []
+
+    def add(self, pending: _Pending, pixels: torch.Tensor) -> None:
+        self._waiting.append((pending, pixels))
+        if len(self._waiting) >= self._size:
+            self.flush()
+
+    def flush(self) -> None:
+        """Encode what is waiting, filled up to the fixed shape."""
+        waiting, self._waiting = self._waiting, []
+        while waiting:
+            try:
+                self._encode(waiting[: self._size])
+                del waiting[: self._size]
+            except torch.OutOfMemoryError:
+                if self._size == 1:
+                    raise
+                torch.cuda.empty_cache()
+                self._size //= 2
+
+    def _encode(self, videos: list[tuple[_Pending, torch.Tensor]]) -> None:
+        some = videos[0][1]
+        pixels = some.new_zeros(self._size, self._num_frames, *some.shape[1:])
+        mask = torch.zeros(pixels.shape[:2], dtype=torch.bool)
+        for row, (_, frames) in enumerate(videos):
+            pixels[row, : len(frames)] = frames
+            mask[row, : len(frames)] = True
+        tokens = self._model.encode_videos(pixels, mask).cpu()
+        for row, (pending, frames) in enumerate(videos):
+            pending.take(tokens[row, : len(frames)])
 
 
 class _Feed(AbstractContextManager["_Feed"]):

@@ -173,7 +173,7 @@ def _model_and_settings(job: ExtractJob) -> tuple[ClipModel, StoreSettings]:
     pinned = Store.open(job.store).settings if _is_store(job.store) else None
     name = job.model or (pinned.model.name if pinned else DEFAULT_MODEL)
     if pinned is not None and job.pretrained is None:
-        same = name.removesuffix(_QUICK_GELU) == pinned.model.name.removesuffix(_QUICK_GELU)
+        same = name.replace(_QUICK_GELU, "") == pinned.model.name.replace(_QUICK_GELU, "")
         pretrained = pinned.model.pretrained if same else ""
     else:
         pretrained = job.pretrained or ("" if job.model else DEFAULT_PRETRAINED)

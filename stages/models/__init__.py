@@ -3,6 +3,7 @@
     architecture.py   name -> Architecture (which towers, which preprocessing)
     weights.py        tag or path -> weight file -> tensors of one tower, with its SHA-256
     image.py          image towers: pixels -> [CLS] and patches in the joint space
+    token_shift.py    TS2-Net's token shift, for CLIP's image towers
     text.py           text towers: token ids -> sentence and words in the joint space
     tokenizer.py      text -> token ids
     clip.py           ClipModel: the towers together, on one device, in one precision
@@ -35,7 +36,8 @@ def load_model(
     "cuda", "cuda:1" ...; dtype: "auto", "float32", "bfloat16", "float16".
 
     A file does not tell the activation: for weights trained with QuickGELU (OpenAI's own) name ViT-B-32-quickgelu and
-    the like. With a tag the activation follows the tag, and the model's name is the name that says so.
+    the like. With a tag the activation follows the tag, and the model's name is the name that says so. "-tokenshift" at
+    the end of the name of a CLIP model: the same with TS2-Net's token shift, which sees whole videos.
 
     Raises UsageError for a name, tag, device or kind of tower that does not exist or does not work, InputError for a
     weight file that cannot be used, ComponentMissingError when weights or a library are not installed.

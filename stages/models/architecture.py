@@ -56,6 +56,8 @@ class Architecture:
     text: Mapping[str, Any]
     quick_gelu: bool
     preprocessing: ImagePreprocessing
+    token_shift: bool = False
+    """Whether the image tower sees whole videos, its last blocks with TS2-Net's token shift."""
     folder: Path | None = None
     """Where configuration, weights and tokenizer files lie together; None for a built-in configuration."""
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from index_store.errors import UsageError
 from index_store.settings import ComputeDtype, ModelSettings
-from stages.models import MODELS, Towers, image, text
+from stages.models import MODELS, Towers, image, text, token_shift
 from stages.models.architecture import FOLDER_NAME, resolve
 from stages.models.tokenizer import Tokenizer
 from stages.models.tokenizer import build as build_tokenizer
@@ -61,7 +61,7 @@ class ClipModel:
         logit_scale: float,
     ) -> None:
         self.architecture = source.architecture
-        self.name = source.architecture.name
+        self.name = source.architecture.name + (token_shift.SUFFIX if source.architecture.token_shift else "")
         self.device = device
         self.dtype: ComputeDtype = dtype
         """The precision of the matrix products; the residual stream and the results are always float32."""
@@ -107,13 +107,38 @@ class ClipModel:
         """
         tower = self.image_side()
         with torch.inference_mode():
-            pixels = pixels.to(self.device, non_blocking=True)
-            if pixels.dtype == torch.uint8:
-                preprocessing = self.architecture.preprocessing
-                pixels = normalise(pixels, preprocessing.mean, preprocessing.std)
+            pixels = self._prepared(pixels)
             with self._precision(self.dtype):
                 tokens = tower.tokens(pixels)
             return tokens.float()
+
+    @property
+    def sees_videos(self) -> bool:
+        """Whether a frame's tokens depend on the other frames of its video: then ``encode_videos`` is to be used."""
+        return image.sees_videos(self.image_side())
+
+    def encode_videos(self, pixels: Tensor, frame_mask: Tensor) -> Tensor:
+        """Pixels [V, F, 3, S, S] -> float32 tokens [V, F, P, D]; as ``encode_frames``, which each video is like here.
+
+        frame_mask bool [V, F], True = real frame; the tokens of the others may be anything. Raises UsageError for a
+        model that does not see videos.
+        """
+        tower = self.image_side()
+        if not image.sees_videos(tower):
+            raise UsageError(f"model {self.name} sees single frames, not videos")
+        with torch.inference_mode():
+            prepared = self._prepared(pixels.flatten(0, 1)).view(pixels.shape)
+            with self._precision(self.dtype):
+                tokens = tower.video_tokens(prepared, frame_mask.to(self.device))
+            return tokens.float()
+
+    def _prepared(self, pixels: Tensor) -> Tensor:
+        """Normalised pixels [B, 3, S, S] on the model's device."""
+        pixels = pixels.to(self.device, non_blocking=True)
+        if pixels.dtype != torch.uint8:
+            return pixels
+        preprocessing = self.architecture.preprocessing
+        return normalise(pixels, preprocessing.mean, preprocessing.std)
 
     def encode_texts(self, texts: Sequence[str]) -> TextFeatures:
         """Features of T texts; those of a text depend on nothing but the text. Raises UsageError without the tower.
@@ -244,7 +269,9 @@ def load(name: str, pretrained: str, device: str, dtype: str, towers: Towers) ->
     """See ``stages.models.load_model``."""
     chosen_device = choose_device(device)
     chosen_dtype = choose_dtype(dtype, chosen_device)
-    source = find_weights(resolve(name, pretrained, MODELS), pretrained)
+    source = find_weights(resolve(name.removesuffix(token_shift.SUFFIX), pretrained, MODELS), pretrained)
+    if name.endswith(token_shift.SUFFIX):
+        source = replace(source, architecture=replace(source.architecture, token_shift=True))
     with ThreadPoolExecutor(1) as pool:
         digest = pool.submit(source.digest)  # 600 MB take 1.7 s; the interpreter is free meanwhile
         state = StateReader(source.path)

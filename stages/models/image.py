@@ -7,7 +7,7 @@ that patch alone: ``ln_post`` and ``proj`` in CLIP; with attention pooling, the 
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,7 @@ from torch.nn import functional
 
 from index_store.errors import UsageError
 from stages.models.architecture import WORKING_KINDS, Architecture
+from stages.models.token_shift import run_blocks
 
 
 class ImageTower(Protocol):
@@ -30,6 +31,22 @@ class ImageTower(Protocol):
         ...
 
 
+class VideoTower(ImageTower, Protocol):
+    """An image tower in which a frame's tokens depend on the other frames of its video."""
+
+    def video_tokens(self, pixels: Tensor, frame_mask: Tensor | None = None) -> Tensor:
+        """Normalised pixels [V, F, 3, S, S] -> tokens [V, F, P, D]; frame_mask bool [V, F], True = real frame.
+
+        Real frames do not depend on padding, unless without a mask. ``tokens`` takes each frame for a video of its own.
+        """
+        ...
+
+
+def sees_videos(tower: ImageTower) -> TypeGuard[VideoTower]:
+    """Whether frames must come to the tower by videos."""
+    return hasattr(tower, "video_tokens")
+
+
 def build(architecture: Architecture) -> ImageTower:
     """The image tower of ``architecture``, its weights not yet filled in. Raises UsageError for one without tokens."""
     from open_clip.model import CLIPVisionCfg, _build_vision_tower
@@ -38,7 +55,9 @@ def build(architecture: Architecture) -> ImageTower:
     vision = CLIPVisionCfg(**{**architecture.vision, "timm_model_pretrained": False, "patch_dropout": 0.0})
     module = _build_vision_tower(architecture.embed_dim, vision, architecture.quick_gelu)
     if isinstance(module, VisionTransformer):
-        return ClipImageTower(module)
+        return ShiftedImageTower(module) if architecture.token_shift else ClipImageTower(module)
+    if architecture.token_shift:
+        raise UsageError(f"model {architecture.name} has an image tower without CLIP's blocks; no token shift fits it")
     trunk = getattr(module, "trunk", None)
     if hasattr(trunk, "num_prefix_tokens") and hasattr(trunk, "fc_norm"):
         return TimmImageTower(module)
@@ -58,14 +77,37 @@ class ClipImageTower:
 
     def tokens(self, pixels: Tensor) -> Tensor:
         """``ln_post`` and ``proj`` on every token; CoCa's tokens are its pooling queries, only they fit ``proj``."""
+        return self._projected(self.module.transformer(self.module._embeds(pixels)))
+
+    def _projected(self, hidden: Tensor) -> Tensor:
         tower = self.module
-        hidden = tower.transformer(tower._embeds(pixels))
         normalised = tower.ln_post(hidden if tower.attn_pool is None else tower.attn_pool(hidden))
         if tower.pool_type != "tok":
             pooled = tower._pool(hidden)[0]
             normalised = torch.cat([pooled[:, None], normalised[:, 1:]], dim=1)
         tokens: Tensor = normalised @ tower.proj
         return tokens
+
+
+class ShiftedImageTower(ClipImageTower):
+    """The same with TS2-Net's token shift in the last blocks: patches look at the frames before and after."""
+
+    def __init__(self, module: Any) -> None:
+        super().__init__(module)
+        if module.attn_pool is not None or module.pool_type != "tok":
+            raise UsageError("the token shift fits towers that end in their [CLS]; this one pools its tokens")
+
+    def tokens(self, pixels: Tensor) -> Tensor:
+        """Each frame as a video of its own."""
+        return self.video_tokens(pixels[:, None])[:, 0]
+
+    def video_tokens(self, pixels: Tensor, frame_mask: Tensor | None = None) -> Tensor:
+        """``ln_post`` and ``proj`` on every token, [V, F, P, D]; see ``VideoTower``."""
+        num_frames = pixels.shape[1]
+        hidden = self.module._embeds(pixels.flatten(0, 1))
+        hidden = run_blocks(self.module.transformer, hidden, num_frames, frame_mask)
+        tokens = self._projected(hidden)
+        return tokens.view(-1, num_frames, *tokens.shape[1:])
 
 
 class TimmImageTower:

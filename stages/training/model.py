@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.functional import normalize
 
+from index_store.errors import UsageError
 from stages.models.clip import ClipModel
 from stages.models.text import word_mask
 from stages.preprocess import normalise
@@ -49,6 +50,10 @@ class TokenBinderModel(nn.Module):
         super().__init__()
         self._precision = precision
         self._keep = keep
+        if keep is not None and clip.sees_videos:
+            raise UsageError(
+                f"model {clip.name} sees whole videos, and --finetune shows it single frames; train on stored features"
+            )
         self._preprocessing = clip.architecture.preprocessing
         self._image_tower = None if keep is None else clip.image_side()
         self.image: Any = None if self._image_tower is None else self._image_tower.module

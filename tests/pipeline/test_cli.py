@@ -38,6 +38,25 @@ def test_the_main_job(clips: Path, finished_store: Path, run: Run, tmp_path: Pat
     assert {row["key"] for row in rankings} == {path.name for path in clips.iterdir()}
 
 
+def test_a_model_with_the_token_shift_makes_another_store(
+    clips: Path, finished_store: Path, run: Run, tmp_path: Path
+) -> None:
+    store = tmp_path / "store"
+    shifted = ("--model", "tbpipe-small-tokenshift", "--device", "cpu")
+    done = run("extract", clips, "--store", store, *shifted, "--limit", 2, "--batch-frames", 36)
+    assert done.code == 0, done.err
+    done = run("extract", clips, "--store", store)
+    assert done.code == 0, done.err
+    one_line_error(run("extract", clips, "--store", finished_store, *shifted), 12, "tbpipe-small-tokenshift")
+    tokens = []
+    for directory in (store, finished_store):
+        with Store.open(directory).snapshot() as snapshot:
+            ids = sorted((record.key, record.id) for record in snapshot.videos())
+            tokens.append(snapshot.read_tokens([number for _, number in ids]).tokens.astype(np.float32))
+    assert tokens[0].shape == tokens[1].shape
+    assert not np.allclose(tokens[0], tokens[1])
+
+
 def test_search_prints_a_table_and_json(finished_store: Path, run: Run) -> None:
     done = run("search", "--store", finished_store, "a red circle", "--num", 3)
     assert done.code == 0, done.err
