@@ -20,6 +20,9 @@ def linear(rows: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """
     if torch.is_grad_enabled() or rows.device.type != "cpu":
         return functional.linear(rows, weight, bias)
+    if len(weight) == 1:  # a lone matrix times a column is summed in another way than several are
+        product = (rows * weight[0]).sum(-1, keepdim=True)
+        return product if bias is None else product + bias
     flat = rows.reshape(-1, rows.shape[-1])
     padded = functional.pad(flat, (0, 0, 0, -len(flat) % ROWS)).view(-1, ROWS, rows.shape[-1])
     product = torch.bmm(padded, weight.T.expand(len(padded), -1, -1)).flatten(0, 1)[: len(flat)]
