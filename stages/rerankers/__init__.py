@@ -9,12 +9,14 @@ from index_store.errors import UsageError
 from stages.rerankers.base import BroadReranker, CandidateBatch, QueryBatch, Reranker
 from stages.rerankers.eercf import EercfReranker
 from stages.rerankers.ts2net import Ts2NetReranker
+from stages.rerankers.xclip import XClipReranker
 
 __all__ = ["RERANKERS", "TOKEN_BINDER", "CandidateBatch", "QueryBatch", "Reranker", "make_reranker"]
 
 RERANKERS: dict[str, Callable[[], Reranker]] = {
     "eercf": EercfReranker,
     "ts2-net": Ts2NetReranker,
+    "x-clip": XClipReranker,
     "broad": BroadReranker,
 }
 """Name -> a class that needs no weights."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from typing import Any, Protocol, TypeVar
 
 import torch
@@ -12,7 +13,7 @@ from torch.nn.functional import pad
 
 from stages.rerankers.base import CandidateBatch, QueryBatch
 from stages.rerankers.pairs import rank_texts_by_pairs
-from stages.rerankers.visits import blocks, videos_per_block
+from stages.rerankers.visits import Block, blocks, shared_blocks, videos_per_block
 
 
 class Rows(Protocol):
@@ -66,11 +67,25 @@ class PairScorer(Protocol[Texts, Videos]):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class Shared:
+    """Queries with the same candidates look at them together: for methods whose texts are as heavy as their videos.
+
+    The scorer then gets texts [1, Q, ...] only, of any Q, and sees to the shapes of its products itself.
+    """
+
+    num_queries: int
+    """Q at most."""
+    num_videos: int
+    """c at most."""
+
+
 class PairwiseReranker:
     """Gives every query's candidates the scores of a PairScorer, each video prepared once."""
 
-    def __init__(self, scorer: PairScorer[Any, Any]) -> None:
+    def __init__(self, scorer: PairScorer[Any, Any], shared: Shared | None = None) -> None:
         self.scorer = scorer
+        self._shared = shared
 
     @property
     def name(self) -> str:
@@ -87,13 +102,13 @@ class PairwiseReranker:
         scores = torch.full((candidates.index.numel() + 1,), -torch.inf, device=device)
         block_size = min(len(tokens), videos_per_block(math.prod(tokens.shape[1:]), device))
         buffer = torch.empty(block_size, *tokens.shape[1:], device=device)
-        for block in blocks(candidates.index, len(tokens), max(1, block_size), device):
+        for block in self._blocks(candidates.index, len(tokens), max(1, block_size), device):
             raw = buffer[: block.videos.stop - block.videos.start].copy_(tokens[block.videos])
             if candidates.scales is not None and scorer.sees_lengths:
                 raw *= candidates.scales[block.videos, :, : raw.shape[2], None]
             videos = scorer.videos(raw, candidates.frame_mask[block.videos])
             for visit in block.visits:
-                whole = isinstance(visit.videos, slice) and visit.videos.stop == len(raw)
+                whole = isinstance(visit.videos, slice) and visit.videos == slice(0, len(raw))
                 visited = videos if whole else videos[visit.videos]
                 scores[visit.cells] = scorer.score(texts[visit.queries], visited)
         return scores[:-1].view(candidates.index.shape)
@@ -101,6 +116,12 @@ class PairwiseReranker:
     def rank_texts(self, queries: QueryBatch, candidates: CandidateBatch) -> Tensor:
         """The scores float32 [V, K] of the candidate texts of each video: those that ``rank`` gives the same pairs."""
         return rank_texts_by_pairs(self.rank, queries, candidates)
+
+    def _blocks(self, index: Tensor, num_videos: int, block_size: int, device: torch.device) -> Iterator[Block]:
+        if self._shared is None:
+            return blocks(index, num_videos, block_size, device)
+        sizes = self._shared.num_queries, self._shared.num_videos
+        return shared_blocks(index, num_videos, block_size, device, *sizes)
 
 
 def _with_nobody(queries: QueryBatch) -> QueryBatch:

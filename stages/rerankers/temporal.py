@@ -5,6 +5,8 @@ Parameters have the names of the released checkpoints, so that those load with `
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
@@ -28,7 +30,7 @@ class TemporalHead(nn.Module):
     """
 
     def __init__(
-        self, width: int, num_layers: int = 0, num_heads: int | None = None, num_positions: int = NUM_POSITIONS
+        self, width: int = 0, num_layers: int = 0, num_heads: int | None = None, num_positions: int = NUM_POSITIONS
     ) -> None:
         """D of the joint space; heads of 64 channels unless told otherwise; at most ``num_positions`` frames."""
         super().__init__()
@@ -50,6 +52,13 @@ class TemporalHead(nn.Module):
             raise ValueError(f"{frames.shape[1]} frames a video, but the weights have {len(positions)} positions")
         hidden: Tensor = self.transformerClip(frames + positions[: frames.shape[1]], frame_mask)
         return hidden + frames
+
+
+def temporal_sizes(state: Mapping[str, Tensor]) -> dict[str, int]:
+    """num_layers and num_positions of the temporal transformer in a state dict, as TemporalHead takes them."""
+    layers = {key.split(".")[2] for key in state if key.startswith("transformerClip.resblocks.")}
+    positions = state.get("frame_position_embeddings.weight", ())
+    return {"num_layers": len(layers), "num_positions": len(positions)}
 
 
 class Transformer(nn.Module):
@@ -123,9 +132,9 @@ def quick_gelu(x: Tensor) -> Tensor:
 
 
 def pool(frames: Tensor, frame_mask: Tensor) -> Tensor:
-    """n(sum_f m_f n(y_f) / sum_f m_f): float32 [..., F, D], mask bool [..., F]; float32 [..., D], unit length.
+    """The mean direction n(sum_f m_f n(y_f)): float32 [..., F, D], mask bool [..., F]; float32 [..., D], unit length.
 
     Frames that are padding may be anything; a video without a frame comes out as 0.
     """
     real = normalize(frames, dim=-1).masked_fill(~frame_mask.unsqueeze(-1), 0.0)
-    return normalize(real.sum(-2) / frame_mask.sum(-1, keepdim=True).clamp_min(1), dim=-1)
+    return normalize(real.sum(-2), dim=-1)

@@ -1,8 +1,11 @@
-"""Who looks at whom: cuts the (query, candidate) pairs of a batch into matrix products of one fixed shape.
+"""Who looks at whom: cuts the (query, candidate) pairs of a batch into pieces that are scored at once.
 
 Every video is prepared once and then visited by the queries it is a candidate of, VISIT_QUERIES at a time, padded.
 The shape is fixed on purpose: a matrix product of another shape may sum in another order and give other last bits,
 and then a score would depend on what else is in the batch. With one shape it does not (tests/stages/test_rerank.py).
+
+Where a text is as heavy as a video, padding is waste: then queries with the same candidates visit those together, and
+the method itself sees to its shapes (``shared_blocks``, ``fixed_shape``).
 """
 
 from __future__ import annotations
@@ -29,7 +32,7 @@ class Visit:
     videos: slice | Tensor
     """Which videos of the block, c of them."""
     queries: Tensor
-    """int64 [c, Q], rows of the batch of queries; B (one past the last) = padding."""
+    """int64 [c, Q], rows of the batch of queries, B (one past the last) = padding; or [1, Q], the same for all."""
     cells: Tensor
     """int64 [c, Q], where the score belongs in the flat [B * K] scores; B * K (one past the last) = padding."""
 
@@ -64,6 +67,52 @@ def blocks(index: Tensor, num_videos: int, block_size: int, device: torch.device
             continue
         visits = list(_visits(cells, starts[first : last + 1], len(flat), num_candidates, device))
         yield Block(slice(first, last), visits)
+
+
+def shared_blocks(
+    index: Tensor, num_videos: int, block_size: int, device: torch.device, num_queries: int, num_visited: int
+) -> Iterator[Block]:
+    """All pairs of ``index`` as by ``blocks``, but in each visit the same queries look at each of the videos.
+
+    At most ``num_queries`` look at ``num_visited`` videos at a time; there is no padding.
+    """
+    flat = index.reshape(-1).numpy()
+    for first in range(0, num_videos, block_size):
+        last = min(first + block_size, num_videos)
+        cells = np.flatnonzero((first <= flat) & (flat < last))
+        if len(cells):
+            visits = _shared_visits(index, cells, first, num_queries, num_visited, device)
+            yield Block(slice(first, last), list(visits))
+
+
+def _shared_visits(
+    index: Tensor, cells: NDArray[np.int64], first: int, num_queries: int, num_visited: int, device: torch.device
+) -> Iterator[Visit]:
+    """Queries that look at the same videos of the block, in the order of the videos, are taken together."""
+    videos = index.reshape(-1).numpy()[cells] - first
+    queries = cells // index.shape[1]
+    order = np.lexsort((videos, queries))
+    cuts = np.flatnonzero(np.diff(queries[order])) + 1
+    groups: dict[bytes, list[NDArray[np.int64]]] = {}
+    for of_query in np.split(order, cuts):
+        groups.setdefault(videos[of_query].tobytes(), []).append(of_query)
+    for members in groups.values():
+        for start in range(0, len(members), num_queries):
+            together = np.stack(members[start : start + num_queries])
+            for left in range(0, together.shape[1], num_visited):
+                part = together[:, left : left + num_visited]
+                yield Visit(
+                    videos=_slice_or_rows(videos[part[0]], device),
+                    queries=torch.from_numpy(queries[part[:, 0]])[None].to(device),
+                    cells=torch.from_numpy(cells[part].T.copy()).to(device),
+                )
+
+
+def _slice_or_rows(rows: NDArray[np.int64], device: torch.device) -> slice | Tensor:
+    """Rows that follow each other as a slice, which copies nothing."""
+    if (np.diff(rows) == 1).all():
+        return slice(int(rows[0]), int(rows[-1]) + 1)
+    return torch.from_numpy(rows).to(device)
 
 
 def _visits(

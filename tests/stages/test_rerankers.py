@@ -10,7 +10,7 @@ from index_store.errors import UsageError
 from index_store.records import ShapeError
 from stages.rerankers import RERANKERS, CandidateBatch, QueryBatch, make_reranker
 from stages.rerankers.eercf import EercfReranker
-from stages.rerankers.visits import VISIT_QUERIES, blocks
+from stages.rerankers.visits import VISIT_QUERIES, blocks, shared_blocks
 
 
 def draw(
@@ -19,19 +19,19 @@ def draw(
     num_videos: int = 11,
     shape: tuple[int, int, int] = (4, 6, 16),
     seed: int = 0,
+    num_words: int = 7,
 ) -> tuple[QueryBatch, CandidateBatch]:
-    """Correlated raw features; videos of 1 to F frames; the last candidate of the second query is missing."""
+    """Correlated raw features; videos of 1 to F frames, texts of 2 to W words; the second query lacks a candidate."""
     generator = torch.Generator().manual_seed(seed)
     num_frames, _, width = shape
     mask = torch.arange(num_frames) < torch.randint(1, num_frames + 1, (num_videos, 1), generator=generator)
     tokens = 3 * torch.randn(num_videos, *shape, generator=generator) + torch.randn(width, generator=generator)
     index = torch.stack([torch.randperm(num_videos, generator=generator)[:num_candidates] for _ in range(num_queries)])
     index[1:2, -1] = -1
-    queries = QueryBatch(
-        5 * torch.randn(num_queries, width, generator=generator),
-        torch.randn(num_queries, 3, width, generator=generator),
-        torch.ones(num_queries, 3, dtype=torch.bool),
-    )
+    sentence = 5 * torch.randn(num_queries, width, generator=generator)
+    words = 4 * torch.randn(num_queries, num_words, width, generator=generator) + sentence[:, None] / 5
+    word_mask = torch.arange(num_words) < torch.randint(2, num_words + 1, (num_queries, 1), generator=generator)
+    queries = QueryBatch(sentence, words * word_mask[..., None], word_mask)
     broad = torch.randn(index.shape, generator=generator)
     return queries, CandidateBatch((tokens * mask[..., None, None]).half(), None, mask, index, broad)
 
@@ -91,7 +91,7 @@ def test_the_order_of_the_videos_changes_nothing(name: str) -> None:
     assert torch.equal(reranker.rank(queries, moved), reranker.rank(queries, candidates))
 
 
-@pytest.mark.parametrize("shape", [(4, 6, 16), (12, 50, 64), (3, 17, 48)])
+@pytest.mark.parametrize("shape", [(4, 6, 16), (12, 50, 64), (3, 17, 48), (12, 4, 512)])
 @pytest.mark.parametrize("name", sorted(RERANKERS))
 def test_a_score_does_not_depend_on_what_else_is_in_the_batch(name: str, shape: tuple[int, int, int]) -> None:
     queries, candidates = draw(num_queries=3 * VISIT_QUERIES + 1, shape=shape)
@@ -109,6 +109,31 @@ def test_a_score_does_not_depend_on_what_else_is_in_the_batch(name: str, shape: 
         part = slice(row, row + 1)
         query = QueryBatch(queries.sentence[part], queries.words[part], queries.word_mask[part])
         assert torch.equal(reranker.rank(query, alone)[0], together[row, : len(videos)])
+
+
+@pytest.mark.parametrize("name", sorted(RERANKERS))
+def test_a_longer_text_in_the_batch_changes_no_bit(name: str) -> None:
+    queries, candidates = draw(shape=(12, 17, 64))
+    expected = make_reranker(name).rank(queries, candidates)
+    for more in (1, 5, 25, 70):
+        words = torch.nn.functional.pad(queries.words, (0, 0, 0, more))
+        longer = QueryBatch(queries.sentence, words, torch.nn.functional.pad(queries.word_mask, (0, more)))
+        assert torch.equal(make_reranker(name).rank(longer, candidates), expected)
+
+
+@pytest.mark.parametrize("name", sorted(RERANKERS))
+def test_the_number_of_threads_changes_no_bit(name: str) -> None:
+    queries, candidates = draw(num_queries=40, num_candidates=20, num_videos=60, shape=(12, 50, 64))
+    before = torch.get_num_threads()
+    try:
+        scores = []
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            scores.append(make_reranker(name).rank(queries, candidates))
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(scores[0], scores[1])
+    assert torch.equal(scores[0], scores[2])
 
 
 @pytest.mark.parametrize("name", sorted(RERANKERS))
@@ -177,6 +202,27 @@ def test_every_pair_is_visited_once(block_size: int) -> None:
                     if query < 30:
                         assert index.flatten()[cell] == video
                         seen.append(cell)
+    assert sorted(seen) == (index.flatten() >= 0).nonzero().flatten().tolist()
+
+
+@pytest.mark.parametrize("block_size", [1, 3, 100])
+def test_every_pair_is_visited_once_by_queries_that_share_videos(block_size: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    index = torch.cat([torch.randint(-1, 6, (9, 4), generator=generator), torch.tensor([[4, 1, 0, 1]]).repeat(7, 1)])
+    index[12] = torch.tensor([0, 1, 1, 4])  # the same videos in another order
+    seen, largest = [], 0
+    for block in shared_blocks(index, 6, block_size, torch.device("cpu"), 5, 2):
+        videos = torch.arange(6)[block.videos]
+        for visit in block.visits:
+            (visitors,), visited = visit.queries, videos[visit.videos]
+            assert visit.cells.shape == (len(visited), len(visitors))
+            assert len(visited) <= 2
+            largest = max(largest, len(visitors))
+            for video, cells in zip(visited, visit.cells, strict=True):
+                assert torch.equal(index.flatten()[cells], video.expand(len(cells)))
+                assert torch.equal(cells // 4, visitors)
+            seen += visit.cells.flatten().tolist()
+    assert largest == 5
     assert sorted(seen) == (index.flatten() >= 0).nonzero().flatten().tolist()
 
 
