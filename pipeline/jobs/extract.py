@@ -277,8 +277,6 @@ def _estimate_seconds(
     job: ExtractJob, tasks: Sequence[ExtractTask], model: ClipModel, settings: StoreSettings
 ) -> float:
     """Wall time for the tasks: a few of them are decoded by one worker, and one batch is encoded, twice."""
-    import torch
-
     if not tasks:
         return 0.0
     samples = [
@@ -292,16 +290,30 @@ def _estimate_seconds(
             result.release()
         decode_seconds = (time.monotonic() - before) / len(samples)
     batch = job.batch_frames or _DEFAULT_BATCH_FRAMES[model.device.type]
-    pixels = torch.zeros((batch, 3, settings.model.image_size, settings.model.image_size), dtype=torch.uint8)
-    model.encode_frames(pixels).cpu()
+    if model.sees_videos:
+        batch = settings.num_frames
+    _encode_black_frames(model, batch)
     before = time.monotonic()
-    model.encode_frames(pixels).cpu()
+    _encode_black_frames(model, batch)
     model_seconds = (time.monotonic() - before) / batch * sum(num_frames) / len(num_frames)
     cores = os.cpu_count() or 1
     decoders = job.workers or cores
     if model.device.type == "cpu":  # decoders and model share the cores
         return len(tasks) * (decode_seconds / cores + model_seconds)
     return len(tasks) * max(decode_seconds / decoders, model_seconds)
+
+
+def _encode_black_frames(model: ClipModel, number: int) -> None:
+    """Run the tower on so many frames; on one video of so many where it takes whole ones."""
+    import torch
+
+    size = model.architecture.image_size
+    pixels = torch.zeros((number, 3, size, size), dtype=torch.uint8)
+    if model.sees_videos:
+        tokens = model.encode_videos(pixels[None], torch.ones(1, number, dtype=torch.bool))
+    else:
+        tokens = model.encode_frames(pixels)
+    tokens.cpu()
 
 
 def _existing_parent(path: Path) -> Path:

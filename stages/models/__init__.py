@@ -4,6 +4,9 @@
     weights.py        tag or path -> weight file -> tensors of one tower, with its SHA-256
     image.py          image towers: pixels -> [CLS] and patches in the joint space
     token_shift.py    TS2-Net's token shift, for CLIP's image towers
+    clip_vip.py       the image tower of CLIP-ViP, which encodes the frames of a video together
+    openai_clip.py    OpenAI's tensor names: sizes of the towers from the shapes
+    clip_vip_names.py CLIP-ViP's tensor names -> OpenAI's
     text.py           text towers: token ids -> sentence and words in the joint space
     tokenizer.py      text -> token ids
     clip.py           ClipModel: the towers together, on one device, in one precision
@@ -31,9 +34,9 @@ def load_model(
 ) -> ClipModel:
     """The model called ``name`` with the weights ``pretrained``, ready to encode.
 
-    name: an open_clip model, "local-dir:FOLDER", "hf-hub:ORG/NAME" or a key of MODELS. pretrained: an open_clip tag or
-    a .safetensors, .pt, .pth or .bin file; folders and shipped models have their own weights. device: "auto", "cpu",
-    "cuda", "cuda:1" ...; dtype: "auto", "float32", "bfloat16", "float16".
+    name: an open_clip model, "clip-vip-B-32", "local-dir:FOLDER", "hf-hub:ORG/NAME" or a key of MODELS. pretrained: an
+    open_clip tag or a .safetensors, .pt, .pth or .bin file; folders and shipped models have their own weights. device:
+    "auto", "cpu", "cuda", "cuda:1" ...; dtype: "auto", "float32", "bfloat16", "float16".
 
     A file does not tell the activation: for weights trained with QuickGELU (OpenAI's own) name ViT-B-32-quickgelu and
     the like. With a tag the activation follows the tag, and the model's name is the name that says so. "-tokenshift" at
@@ -49,6 +52,6 @@ def load_model(
 
 def model_names() -> list[str]:
     """Every model name with patch tokens that ``load_model`` knows, shipped ones first."""
-    from stages.models.architecture import built_in_names
+    from stages.models.architecture import VIDEO_MODELS, built_in_names
 
-    return [*MODELS, *built_in_names()]
+    return [*MODELS, *VIDEO_MODELS, *built_in_names()]

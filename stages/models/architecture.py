@@ -22,6 +22,15 @@ HUB_PREFIX = "hf-hub:"
 CONFIG_FILE = "open_clip_config.json"
 QUICK_GELU_SUFFIX = "-quickgelu"
 
+CLIP_VIP = "clip-vip"
+"""Value of ``video`` in the vision configuration of an image tower that is CLIP-ViP's."""
+_CLIP_VIP_TOWER = {"video": CLIP_VIP, "num_proxies": 4, "temporal_size": 12}
+VIDEO_MODELS: dict[str, tuple[str, Mapping[str, Any]]] = {
+    "clip-vip-B-32": ("ViT-B-32-quickgelu", _CLIP_VIP_TOWER),
+    "clip-vip-B-16": ("ViT-B-16-quickgelu", _CLIP_VIP_TOWER),
+}
+"""Models that encode the frames of a video together: name -> open_clip model of the same sizes, what else there is."""
+
 WORKING_KINDS = "ViT, EVA, PE-Core, SigLIP, MobileCLIP, ViTamin and Swin models work"
 CONVOLUTION_ONLY = ("convnext", "resnet")
 """Prefixes of timm names of towers that have no tokens."""
@@ -62,6 +71,11 @@ class Architecture:
     """Where configuration, weights and tokenizer files lie together; None for a built-in configuration."""
 
     @property
+    def video_kind(self) -> str:
+        """How the frames of a video are encoded together; empty where each is encoded by itself."""
+        return str(self.vision.get("video", ""))
+
+    @property
     def image_size(self) -> int:
         """S, side of the square input in pixels."""
         size = self.vision.get("image_size", 224)
@@ -72,20 +86,22 @@ class Architecture:
 
 
 def resolve(name: str, pretrained: str, shipped: Mapping[str, Path]) -> Architecture:
-    """The architecture called ``name``; "local-dir" alone takes ``pretrained`` for the folder.
+    """The architecture called ``name``; "local-dir" alone takes ``pretrained`` for the folder, or for a file in it.
 
     Raises UsageError (with the nearest names), InputError or ComponentMissingError.
     """
     if name in shipped:
         return from_folder(name, shipped[name])
     if name.startswith(FOLDER_PREFIX) or (name == FOLDER_NAME and pretrained):
-        folder = Path(name.removeprefix(FOLDER_PREFIX) if name != FOLDER_NAME else pretrained)
-        return from_folder(FOLDER_NAME, folder.expanduser().resolve())
+        folder = Path(name.removeprefix(FOLDER_PREFIX) if name != FOLDER_NAME else pretrained).expanduser().resolve()
+        return from_folder(FOLDER_NAME, folder.parent if folder.is_file() else folder)
     if name.startswith(HUB_PREFIX):
         return _from_hub(name)
+    if name in VIDEO_MODELS:
+        return _video_model(name, *VIDEO_MODELS[name])
     file = _built_in_files().get(name.replace("/", "-"))
     if file is None:
-        raise UsageError(_unknown_name(name, [*shipped, *built_in_names()]))
+        raise UsageError(_unknown_name(name, [*shipped, *VIDEO_MODELS, *built_in_names()]))
     return _architecture(file.stem, _read_json(file), ImagePreprocessing(), None)
 
 
@@ -134,6 +150,13 @@ def _architecture(
         )
     except KeyError as error:
         raise InputError(f"the configuration of model {name} has no {error.args[0]!r}") from error
+
+
+def _video_model(name: str, base: str, tower: Mapping[str, Any]) -> Architecture:
+    """CLIP-ViP's frames go straight to a square: their sides are not kept in proportion."""
+    architecture = resolve(base, "", {})
+    preprocessing = replace(architecture.preprocessing, resize_mode="squash")
+    return replace(architecture, name=name, vision={**architecture.vision, **tower}, preprocessing=preprocessing)
 
 
 def _from_hub(name: str) -> Architecture:

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from index_store.errors import UsageError
-from stages.models.architecture import WORKING_KINDS, Architecture
+from stages.models.architecture import CLIP_VIP, WORKING_KINDS, Architecture
+from stages.models.clip_vip import ClipVipTower
 from stages.models.token_shift import run_blocks
 
 
@@ -49,6 +50,8 @@ def sees_videos(tower: ImageTower) -> TypeGuard[VideoTower]:
 
 def build(architecture: Architecture) -> ImageTower:
     """The image tower of ``architecture``, its weights not yet filled in. Raises UsageError for one without tokens."""
+    if architecture.video_kind == CLIP_VIP:
+        return ClipVipTower(architecture)
     from open_clip.model import CLIPVisionCfg, _build_vision_tower
     from open_clip.transformer import VisionTransformer
 

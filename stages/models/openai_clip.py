@@ -9,16 +9,23 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
 from index_store.errors import InputError
-from stages.models.architecture import Architecture, ImagePreprocessing, resolve
+from stages.models.architecture import CLIP_VIP, VIDEO_MODELS, Architecture, ImagePreprocessing, resolve
 
 HEAD_WIDTH = 64
 
 NAMES = ("ViT-B-32-quickgelu", "ViT-B-16-quickgelu", "ViT-L-14-quickgelu", "ViT-L-14-336-quickgelu")
 """open_clip's names of OpenAI's architectures, with the activation that OpenAI's weights were trained with."""
+
+_VISION_SIZES = (
+    *("image_size", "patch_size", "width", "layers", "head_width", "mlp_ratio"),
+    *("video", "num_proxies", "temporal_size"),
+)
+_TEXT_SIZES = ("context_length", "vocab_size", "width", "heads", "layers", "mlp_ratio")
 
 SIZES_ONLY = frozenset({"input_resolution", "context_length", "vocab_size"})
 """Entries of OpenAI's own files that are no weights."""
@@ -35,7 +42,7 @@ def architecture_of(
     grid = math.isqrt(_shape(state, path, "visual.positional_embedding", 2)[0] - 1)
     embed_dim = _shape(state, path, "visual.proj", 2)[1]
     vocab_size, text_width = _shape(state, path, "token_embedding.weight", 2)
-    vision = {
+    vision: dict[str, Any] = {
         "image_size": grid * patch_size,
         "patch_size": patch_size,
         "width": vision_width,
@@ -51,9 +58,13 @@ def architecture_of(
         "layers": _count_blocks(state, path, "transformer.resblocks."),
         "mlp_ratio": _mlp_ratio(state, path, "", text_width),
     }
+    if "visual.temporal_embedding" in state:
+        vision["video"] = CLIP_VIP
+        vision["num_proxies"] = 1 + _shape(state, path, "visual.added_cls", 2)[0]
+        vision["temporal_size"] = _shape(state, path, "visual.temporal_embedding", 3)[1]
     name = f"{vision['layers']}x{vision_width} patches of {patch_size}, {text['layers']}x{text_width}"
     found = Architecture(name, embed_dim, vision, text, quick_gelu=True, preprocessing=ImagePreprocessing())
-    return next((known for known in map(_known, NAMES) if same_sizes(known, found)), found)
+    return next((known for known in map(_known, (*NAMES, *VIDEO_MODELS)) if same_sizes(known, found)), found)
 
 
 def same_sizes(one: Architecture, other: Architecture) -> bool:
@@ -64,8 +75,8 @@ def same_sizes(one: Architecture, other: Architecture) -> bool:
         vision, text = defaults | dict(architecture.vision), defaults | dict(architecture.text)
         return (
             architecture.embed_dim,
-            *(vision.get(key) for key in ("image_size", "patch_size", "width", "layers", "head_width", "mlp_ratio")),
-            *(text.get(key) for key in ("context_length", "vocab_size", "width", "heads", "layers", "mlp_ratio")),
+            *(vision.get(key) for key in _VISION_SIZES),
+            *(text.get(key) for key in _TEXT_SIZES),
         )
 
     return sizes(one) == sizes(other)

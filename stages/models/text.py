@@ -36,12 +36,22 @@ class TextTower:
             return words[:, -1], words[:, :-1]
         return text_global_pool(words, ids, pool_type=tower.pool_type, eos_token_id=tower.eos_id), words
 
-    def hidden(self, ids: Tensor) -> Tensor:
-        """Ids int64 [T, W] -> every position after ``ln_final`` and before the projection, [T, W, width]."""
+    def hidden(self, ids: Tensor, word_mask: Tensor | None = None) -> Tensor:
+        """Ids int64 [T, W] -> every position after ``ln_final`` and before the projection, [T, W, width].
+
+        word_mask bool [T, W], False = nobody looks there (as Hugging Face's CLIP has it). Behind a causal mask this
+        changes nothing but the positions after a text's end, which are masked wherever they could count.
+        """
         tower = self.module
         embedded, mask = tower._embeds(ids)
         length = embedded.shape[1]
-        hidden = tower.transformer(embedded, attn_mask=None if mask is None else mask[..., :length, :length])
+        if mask is not None:
+            mask = mask[..., :length, :length]
+        if word_mask is not None and mask is not None:
+            heads = tower.transformer.resblocks[0].attn.num_heads
+            unseen = mask.masked_fill(~word_mask[:, None], -torch.inf)
+            mask = unseen.repeat_interleave(heads, dim=0)
+        hidden = tower.transformer(embedded, attn_mask=mask)
         normalised: Tensor = tower.ln_final(hidden)
         return normalised
 

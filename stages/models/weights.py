@@ -69,7 +69,7 @@ def find_weights(architecture: Architecture, pretrained: str) -> WeightSource:
     path = Path(pretrained).expanduser().resolve()
     if pretrained and path.is_file():
         prepared = architecture
-        if architecture.folder is None:
+        if architecture.folder is None and not architecture.video_kind:
             prepared = replace(architecture, preprocessing=_usual_preprocessing(architecture.name))
         return WeightSource(prepared, str(path), path, _companions(architecture.folder))
     if path.suffix in SUFFIXES:
