@@ -18,12 +18,14 @@ from pipeline.options import (
     Keep,
     Part,
     annotations_option,
+    bank_option,
     dataset_option,
     device_option,
     json_option,
     lock_timeout_option,
     memory_option,
     method_option,
+    normalise_option,
     pretrained_now_option,
     quiet_option,
     split_option,
@@ -196,6 +198,8 @@ def index(store: Path, as_json: bool, **options: Any) -> None:
 )
 @method_option
 @weights_option
+@normalise_option
+@bank_option
 @top_k_option
 @memory_option
 @device_option
@@ -266,6 +270,8 @@ def search(as_json: bool, **options: Any) -> None:
 )
 @method_option
 @weights_option
+@normalise_option
+@bank_option
 @top_k_option
 @memory_option
 @device_option

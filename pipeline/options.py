@@ -94,6 +94,19 @@ dataset_option = click.option(
 annotations_option = click.option(
     "--annotations", type=click.Path(path_type=Path), default=None, help="Folder with its annotation files."
 )
+normalise_option = click.option(
+    "--normalise",
+    type=click.Choice(["sinkhorn", "dual-softmax", "qb-norm"]),
+    default=None,
+    help="Take out of the scores how near an answer comes to every query.",
+)
+bank_option = click.option(
+    "--bank",
+    type=click.Path(path_type=Path),
+    default=None,
+    help="Captions or queries to learn that from, not those asked: sinkhorn and qb-norm need them.  [default for "
+    "dual-softmax: the queries themselves]",
+)
 split_option = click.option(
     "--split", default="", help="Only the captions whose field 'split' says this; of a benchmark, the split."
 )

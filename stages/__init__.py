@@ -13,6 +13,7 @@
 | rerank   | rerank.py        | a Ranking and the K candidates' tokens | a better Ranking (focused view)              |
 |          | rerankers/       | one file per method                    | scores                                       |
 |          | normalise.py     | scores of a bank of queries            | scores without what every query likes        |
+|          | normalised.py    | rankings of queries and of a bank      | the same rankings by normalised scores       |
 | read     | datasets/        | annotation files of the benchmarks     | splits of videos and captions                |
 | train    | training/        | captions, the store's features; frames | weights of a reranker that learns            |
 | evaluate | evaluate.py      | captions, both views                   | recall and ranks, exact over the whole store |

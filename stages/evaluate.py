@@ -7,19 +7,20 @@ focused R@k for k <= K cannot be above the share of queries with a right candida
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from index_store.errors import InputError, StoreError
-from index_store.records import Query
+from index_store.records import Query, Ranking
 from index_store.store import Snapshot, TokenBatch
 from index_store.vectors import SearchResult, VectorBlock, VectorIndex
 from stages.exact_ranks import exact_ranks
 from stages.metrics import Metrics, metrics
+from stages.normalised import Normalisation, bank_parts, fit, normalised
 from stages.rerank import DEFAULT_TOP_K, rerank
 from stages.rerankers.base import QueryBatch, Reranker
 from stages.search import TextEncoder, unit_length
@@ -70,6 +71,19 @@ class _Videos:
     tokens: TokenBatch
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class _ScoredVideos:
+    """Some videos with the focused scores of their K best texts."""
+
+    ids: NDArray[np.int64]
+    broad_ranks: NDArray[np.int64]
+    """int64 [V]."""
+    texts: NDArray[np.int64]
+    """int64 [V, K], numbers of texts."""
+    scores: NDArray[np.floating]
+    """[V, K]."""
+
+
 class Evaluation:
     """Both directions over one snapshot of a store."""
 
@@ -86,13 +100,14 @@ class Evaluation:
         device: torch.device | str = "cpu",
         corpus: Sequence[int] | None = None,
         is_grouped: bool = False,
+        normalisation: Normalisation | None = None,
     ) -> None:
         """``memory_bytes`` bounds the tokens in memory and, once more, the features of texts; no rank depends on it.
 
         Beside them, a sentence embedding a text and a pooled embedding a captioned video are held. ``corpus``: ids of
         the videos that are searched, in place of all in the store; ``index`` is then left alone. ``is_grouped``: from
-        video to text the answers are the captioned videos' groups of texts, each by its best one. Raises InputError for
-        no text.
+        video to text the answers are the captioned videos' groups of texts, each by its best one. ``normalisation``: of
+        the focused scores; from video to text its bank is the captioned videos. Raises InputError for no text.
         """
         if not texts:
             raise InputError("there is no caption of a video of this store; give captions of its videos")
@@ -101,6 +116,7 @@ class Evaluation:
         self._index = index if self._corpus is None else _index_of(snapshot, self._corpus)
         self._cache = TextCache(encoder, memory_bytes)
         self._top_k, self._memory_bytes, self._device = top_k, memory_bytes, torch.device(device)
+        self._normalisation = normalisation
         self._text_numbers: dict[int, list[int]] = {}
         for number, text in enumerate(texts):
             for video_id in text.video_ids:
@@ -120,18 +136,7 @@ class Evaluation:
         """Each text is a query; every searchable video of the store is an answer, captioned or not."""
         places = np.zeros(len(self._texts), np.int64)
         widths = np.zeros(len(self._texts), np.int64)
-        queries = [Query(text.id, text.text) for text in self._texts]
-        rankings = rerank(
-            self._snapshot,
-            self._index,
-            self._cache,
-            queries,
-            self._reranker,
-            top_k=self._top_k,
-            memory_bytes=self._memory_bytes,
-            device=self._device,
-        )
-        for number, ranking in enumerate(rankings):
+        for number, ranking in enumerate(self._rankings()):
             right = set(self._texts[number].video_ids)
             places[number] = _place([hit.video_id in right for hit in ranking.hits])
             widths[number] = len(ranking.hits)
@@ -146,18 +151,36 @@ class Evaluation:
         num_answers = self._snapshot.num_searchable if self._corpus is None else len(self._corpus)
         return _result(broad, places, widths, min(self._top_k, len(self._index)), num_answers)
 
+    def _rankings(self) -> Iterator[Ranking]:
+        """Of the texts, in their order."""
+        queries = [Query(text.id, text.text) for text in self._texts]
+        if self._normalisation is None:
+            return self._rank(queries, self._reranker)
+        return normalised(self._normalisation, self._rank, self._reranker, queries, self._index.ids)
+
+    def _rank(self, queries: Iterable[Query], reranker: Reranker) -> Iterator[Ranking]:
+        return rerank(
+            self._snapshot,
+            self._index,
+            self._cache,
+            queries,
+            reranker,
+            top_k=self._top_k,
+            memory_bytes=self._memory_bytes,
+            device=self._device,
+        )
+
     # -- video to text ------------------------------------------------------------------------------------------------
 
     def video_to_text(self, advance: Advance = lambda count: None) -> DirectionResult:
         """Each captioned video is a query; every text is an answer, and a video's best-ranked own text counts."""
         top_k = min(self._top_k, len(self._texts))
         broad, places, widths = [], [], []
-        for videos in ahead(self._video_batches(top_k)):
-            scores = self._score(videos)
+        for videos in self._scored_videos(top_k):
             broad.append(videos.broad_ranks)
-            order = np.lexsort((videos.found.ids, -scores), axis=1)
+            order = np.lexsort((videos.texts, -videos.scores), axis=1)
             for video_id, ranked in zip(
-                videos.ids.tolist(), np.take_along_axis(videos.found.ids, order, axis=1).tolist(), strict=True
+                videos.ids.tolist(), np.take_along_axis(videos.texts, order, axis=1).tolist(), strict=True
             ):
                 answers, own = ranked, set(self._text_numbers[video_id])
                 if self._groups is not None:
@@ -168,6 +191,29 @@ class Evaluation:
             advance(len(videos.ids))
         num_answers = len(self._texts) if self._groups is None else len(self._text_numbers)
         return _result(np.concatenate(broad), np.array(places), np.array(widths), top_k, num_answers)
+
+    def _scored_videos(self, top_k: int) -> Iterator[_ScoredVideos]:
+        """The captioned videos by id, some at a time; where scores are normalised, all at once and held."""
+        if self._normalisation is None:
+            for videos in ahead(self._video_batches(top_k)):
+                yield _ScoredVideos(
+                    videos.ids, videos.broad_ranks, videos.found.ids, self._score(videos, self._reranker)
+                )
+            return
+        rerankers = {id(part): part for part in (self._reranker, *bank_parts(self._normalisation, self._reranker))}
+        found: dict[int, list[_ScoredVideos]] = {key: [] for key in rerankers}
+        for videos in ahead(self._video_batches(top_k)):
+            for key, reranker in rerankers.items():
+                scores = self._score(videos, reranker)
+                found[key].append(_ScoredVideos(videos.ids, videos.broad_ranks, videos.found.ids, scores))
+        normaliser = fit(
+            self._normalisation,
+            self._reranker,
+            lambda part: [(videos.scores, videos.texts) for videos in found[id(part)]],
+            len(self._texts),
+        )
+        for scored in found[id(self._reranker)]:
+            yield replace(scored, scores=normaliser(scored.scores, scored.texts))
 
     def _video_batches(self, top_k: int) -> Iterator[_Videos]:
         """The captioned videos by id, as many at a time as their tokens and their candidates' features allow."""
@@ -195,17 +241,17 @@ class Evaluation:
                 self._snapshot.read_tokens(ids, out=buffers.next()),
             )
 
-    def _score(self, videos: _Videos) -> NDArray[np.float32]:
+    def _score(self, videos: _Videos, reranker: Reranker) -> NDArray[np.float32]:
         """What the reranker says, float32 [V, K]. Raises StoreError for a score that is not a number."""
         candidates = candidate_batch(videos.tokens, videos.index, videos.found.scores, self._device)
-        ranked = self._reranker.rank_texts(videos.queries.to(self._device), candidates)
+        ranked = reranker.rank_texts(videos.queries.to(self._device), candidates)
         scores: NDArray[np.float32] = ranked.cpu().numpy()
         if not np.isfinite(scores).all():
             row, column = np.argwhere(~np.isfinite(scores))[0]
             (record,) = self._snapshot.by_ids([int(videos.ids[row])])
             text = self._texts[int(videos.found.ids[row, column])]
             raise StoreError(
-                f"{self._reranker.name} gives video {record.key!r} and text {text.id!r} the score "
+                f"{reranker.name} gives video {record.key!r} and text {text.id!r} the score "
                 f"{scores[row, column]}; their features may be damaged: extract them into a new store"
             )
         return scores

@@ -6,13 +6,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from index_store.errors import StoreMissingError, UsageError
+from index_store.captions import read_captions
+from index_store.errors import InputError, StoreMissingError, UsageError
+from index_store.runs import read_queries
 from index_store.store import Snapshot, Store
 
 if TYPE_CHECKING:
     from index_store.vectors import VectorIndex
     from stages.models import Towers
     from stages.models.clip import ClipModel
+    from stages.normalise import Method
+    from stages.normalised import Normalisation
     from stages.rerankers.base import Reranker
 
 
@@ -73,6 +77,37 @@ def open_answering(store: Store, snapshot: Snapshot, options: AnsweringOptions) 
     if model.device.type == "cuda":
         warnings.append(index.copy_to_gpus())
     return Answering(index, model, reranker, tuple(warning for warning in warnings if warning))
+
+
+def read_bank(normalise: Method | None, bank: Path | None, needs_bank: bool = True) -> tuple[str, ...]:
+    """The texts of the file ``--bank``; none for dual softmax without one: its bank is the queries themselves.
+
+    Raises UsageError for a bank that nothing asks for and for one that is missing, InputError for a bad file.
+    """
+    if bank is None:
+        if normalise in ("sinkhorn", "qb-norm") and needs_bank:
+            raise UsageError(
+                f"--normalise {normalise} needs texts that are not the queries: give --bank FILE of captions"
+            )
+        return ()
+    if normalise is None:
+        raise UsageError("--bank is what scores are normalised with; give --normalise too")
+    if bank.suffix.lower() == ".txt":
+        return tuple(query.text for query in read_queries(bank))
+    try:
+        return tuple(caption.text for caption in read_captions(bank))
+    except InputError as error:
+        try:
+            return tuple(query.text for query in read_queries(bank))
+        except InputError:
+            raise error from None
+
+
+def normalisation(normalise: Method | None, bank: tuple[str, ...], model: ClipModel) -> Normalisation | None:
+    """What the options ask for."""
+    from stages.normalised import Normalisation
+
+    return None if normalise is None else Normalisation(normalise, bank, model.logit_scale)
 
 
 def _token_binder(store: Store, model: ClipModel, weights: Path | None) -> Reranker:

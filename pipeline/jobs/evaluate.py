@@ -12,7 +12,7 @@ from index_store.errors import InputError, UsageError
 from index_store.records import SEARCHABLE
 from index_store.runs import read_qrels, read_queries
 from index_store.store import Store
-from pipeline.jobs.answering import open_answering
+from pipeline.jobs.answering import normalisation, open_answering, read_bank
 from pipeline.jobs.benchmark import match_split
 from pipeline.progress import progress_bar
 from stages.datasets import find_dataset
@@ -20,6 +20,7 @@ from stages.datasets.base import MatchedSplit, Split
 
 if TYPE_CHECKING:
     from stages.evaluate import CaptionedText, DirectionResult
+    from stages.normalise import Method
 
 Direction = Literal["both", "t2v", "v2t"]
 
@@ -38,6 +39,8 @@ class EvaluateJob:
     direction: Direction = "both"
     method: str | None = None
     weights: Path | None = None
+    normalise: Method | None = None
+    bank: Path | None = None
     top_k: int = 50
     memory: int = 512 << 20
     device: str = "auto"
@@ -78,6 +81,7 @@ class _Texts:
 def evaluate(job: EvaluateJob) -> EvaluateResult:
     """Run ``tbpipe evaluate``. Whatever is wrong with the input is raised before the model is loaded."""
     read = _reader(job)
+    bank = read_bank(job.normalise, job.bank, needs_bank=job.direction != "v2t")
     store = Store.open(job.store)
     with store.snapshot() as snapshot:
         known = read({record.key: record.id for record in snapshot.videos(SEARCHABLE)})
@@ -95,6 +99,7 @@ def evaluate(job: EvaluateJob) -> EvaluateResult:
             device=answering.model.device,
             corpus=known.corpus,
             is_grouped=known.split is not None and known.split.split.protocol == "all captions",
+            normalisation=normalisation(job.normalise, bank, answering.model),
         )
         asks_texts, asks_videos = job.direction != "v2t", job.direction != "t2v"
         total = asks_texts * len(known.texts) + asks_videos * evaluation.num_captioned
@@ -102,7 +107,7 @@ def evaluate(job: EvaluateJob) -> EvaluateResult:
             return EvaluateResult(
                 text_to_video=evaluation.text_to_video(advance) if asks_texts else None,
                 video_to_text=evaluation.video_to_text(advance) if asks_videos else None,
-                method=answering.reranker.name,
+                method=answering.reranker.name + (f"+{job.normalise}" if job.normalise else ""),
                 num_videos=snapshot.num_searchable,
                 num_captioned=evaluation.num_captioned,
                 num_left_out=known.num_left_out,

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from index_store.errors import InputError
 from index_store.records import Query, Ranking
 from index_store.runs import output_format, read_queries, write_ranking
 from index_store.store import Store
-from pipeline.jobs.answering import open_answering
+from pipeline.jobs.answering import normalisation, open_answering, read_bank
 from pipeline.progress import progress_bar
+
+if TYPE_CHECKING:
+    from stages.normalise import Method
+    from stages.rerankers.base import Reranker
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,6 +33,8 @@ class RerankJob:
     memory: int = 512 << 20
     device: str = "auto"
     pretrained: str | None = None
+    normalise: Method | None = None
+    bank: Path | None = None
     tag: str | None = None
     quiet: bool = False
 
@@ -73,8 +80,9 @@ def rerank(job: RerankJob, on_ranking: Callable[[Ranking], None] = lambda rankin
     store = Store.open(job.store)
     output_format(job.output)
     queries = read_queries(job.queries)
+    bank = read_bank(job.normalise, job.bank)
     with (
-        _answering(store, job) as answers,
+        _answering(store, job, job.normalise, bank) as answers,
         progress_bar("rerank", len(queries), "queries", job.quiet) as advance,
     ):
         rankings = _told(answers.rank(queries), on_ranking, lambda ranking: advance(1))
@@ -102,24 +110,37 @@ class _Answering:
 
 
 @contextmanager
-def _answering(store: Store, job: RerankJob | SearchJob) -> Iterator[_Answering]:
+def _answering(
+    store: Store, job: RerankJob | SearchJob, normalise: Method | None = None, bank: tuple[str, ...] = ()
+) -> Iterator[_Answering]:
     """Open index and text tower and make the reranker; what is wrong with one of them is raised before any work."""
     with store.snapshot() as snapshot:
         opened = open_answering(store, snapshot, job)
+        from stages.normalised import normalised
         from stages.rerank import rerank as focused_view
 
-        yield _Answering(
-            rank=lambda queries: focused_view(
+        def rank_with(queries: Iterable[Query], reranker: Reranker) -> Iterator[Ranking]:
+            return focused_view(
                 snapshot,
                 opened.index,
                 opened.model,
                 queries,
-                opened.reranker,
+                reranker,
                 top_k=job.top_k,
                 memory_bytes=job.memory,
                 device=opened.model.device,
-            ),
-            method=opened.reranker.name,
+            )
+
+        asked = normalisation(normalise, bank, opened.model)
+
+        def rank(queries: Sequence[Query]) -> Iterator[Ranking]:
+            if asked is None:
+                return rank_with(queries, opened.reranker)
+            return normalised(asked, rank_with, opened.reranker, queries, opened.index.ids)
+
+        yield _Answering(
+            rank=rank,
+            method=opened.reranker.name + (f"+{normalise}" if normalise else ""),
             top_k=min(job.top_k, len(opened.index)),
             warnings=opened.warnings,
         )

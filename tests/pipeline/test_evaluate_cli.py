@@ -41,6 +41,34 @@ def trec_eval(run_file: Path, qrels: Path) -> dict[str, float]:
     return {**success, "MdR": float(np.median(ranks)), "MnR": float(np.mean(ranks))}
 
 
+@pytest.mark.parametrize("method", ["sinkhorn", "dual-softmax", "qb-norm"])
+def test_scores_are_normalised_with_a_bank(
+    captions: Path, finished_store: Path, run: Run, tmp_path: Path, method: str
+) -> None:
+    bank = tmp_path / "bank.txt"
+    bank.write_text("a red circle\na video of a blue square\nthe video shows a star on a grey background\n")
+    asked = ("--normalise", method, "--bank", bank)
+    found = evaluate(run, finished_store, "--captions", captions, *asked, "--json").json
+    assert found["method"] == f"eercf+{method}"
+    assert found["video_to_text"]["focused"]["R@10"] == 100
+    queries, runs = captions.parent / "queries.jsonl", []
+    for options in (asked, ("--normalise", method, "--bank", queries), ()):
+        output = tmp_path / "run.trec"
+        done = run("rerank", "--store", finished_store, "--queries", queries, "--output", output, *options)
+        assert done.code == 0, done.err
+        runs.append(output.read_text())
+    assert f"eercf+{method}" in runs[0]
+    assert len(set(runs)) == 3
+
+
+def test_a_bank_is_asked_for_where_it_is_needed(captions: Path, finished_store: Path, run: Run) -> None:
+    asked = ("evaluate", "--store", finished_store, "--captions", captions)
+    one_line_error(run(*asked, "--normalise", "sinkhorn"), 2, "--bank FILE")
+    one_line_error(run(*asked, "--bank", captions), 2, "--normalise")
+    assert run(*asked, "--normalise", "qb-norm", "--direction", "v2t").code == 0
+    assert run(*asked, "--normalise", "dual-softmax").code == 0
+
+
 def test_captions_give_both_directions_side_by_side(captions: Path, finished_store: Path, run: Run) -> None:
     found: dict[str, Any] = evaluate(run, finished_store, "--captions", captions, "--json").json
     assert (found["method"], found["videos"], found["captioned_videos"], found["left_out"]) == ("eercf", 6, 6, 0)

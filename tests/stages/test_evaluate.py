@@ -19,6 +19,8 @@ from stages.evaluate import CaptionedText, DirectionResult, Evaluation
 from stages.index import build_index
 from stages.metrics import Metrics, metrics, ranks_of_best
 from stages.models.clip import TextFeatures
+from stages.normalise import DenseBlock, Method, make_normaliser
+from stages.normalised import Normalisation
 from stages.rerankers import CandidateBatch, QueryBatch, make_reranker
 from stages.rerankers.eercf import EercfReranker
 from stages.rerankers.fusion import FusionConfig, FusionNetwork
@@ -147,6 +149,29 @@ def test_a_corpus_is_all_that_is_searched_and_groups_of_texts_are_ranked_by_thei
         ranks.append((place, again.index(video) + 1 if video in again else max(place, len(again) + 1)))
     assert (to_text.broad, to_text.focused) == tuple(metrics(np.array(found)) for found in zip(*ranks, strict=True))
     assert to_text.num_answers == len(ranks) < len(texts)
+
+
+@pytest.mark.parametrize("method", ["sinkhorn", "dual-softmax", "qb-norm"])
+def test_normalised_scores_equal_brute_force(
+    store: Store, scores: tuple[NDArray[np.float32], NDArray[np.float64]], method: Method
+) -> None:
+    """Every answer is a candidate, so the bank of either direction is a whole matrix: the texts, or the videos."""
+    texts = captions()
+    asked = Normalisation(method, (), 20.0)
+    found = both(store, texts, top_k=1000, normalisation=asked)
+    right = np.zeros(scores[1].shape, np.bool_)
+    for row, text in enumerate(texts):
+        right[row, np.array(text.video_ids) - 1] = True
+    captioned = right.any(axis=0)
+    for result, answers, is_right in (
+        (found[0], scores[1], right),
+        (found[1], scores[1].T[captioned], right.T[captioned]),
+    ):
+        bank = DenseBlock(answers.astype(np.float32))
+        normaliser = make_normaliser(method, lambda bank=bank: [bank], answers.shape[1], 20.0)  # type: ignore[misc]
+        expected = normaliser(answers, np.broadcast_to(np.arange(answers.shape[1]), answers.shape))
+        assert result.focused == metrics(ranks_of_best(expected, is_right))
+    assert (found[0].broad, found[1].broad) == tuple(result.broad for result in both(store, texts, top_k=1000))
 
 
 def test_the_corpus_is_not_trivial(store: Store) -> None:
