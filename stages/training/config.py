@@ -10,6 +10,7 @@ from typing import Any, Literal, get_args
 
 from index_store.errors import InputError, UsageError
 from stages.rerankers.fusion import Head
+from stages.training.optimisers import OptimiserName, ScheduleName
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -43,9 +44,13 @@ class TrainConfig:
     """Of the text tower; 0 keeps it as it is."""
     image_learning_rate: float = 1e-6
     """Of the image tower, where it learns too."""
+    optimiser: OptimiserName = "adamw"
+    """Those of the published systems are exactly theirs, with their rule of what decays."""
     weight_decay: float = 0.2
+    schedule: ScheduleName = "cosine"
+    """Of the learning rate after its rise; those of the published systems are exactly theirs."""
     warmup: float = 0.1
-    """Share of the steps in which the learning rate rises; after it, it falls as half a cosine."""
+    """Share of the steps in which the learning rate rises."""
     neighbours: int = 3
     """To every video drawn for a batch, so many of its nearest neighbours are added: hard negatives for its caption."""
     v2t: bool = True
@@ -77,8 +82,10 @@ class TrainConfig:
             raise UsageError(f"validation_run = {self.validation_run}, expected 1 video or more")
         if not 0 < self.epochs < float("inf") or not 0 <= self.validation < 1:
             raise UsageError(f"epochs = {self.epochs} must be above 0, validation = {self.validation} within [0, 1)")
-        if self.precision not in get_args(Precision):
-            raise UsageError(f"precision = {self.precision!r}, expected one of {', '.join(get_args(Precision))}")
+        choices = {"precision": Precision, "optimiser": OptimiserName, "schedule": ScheduleName}
+        for name, known in choices.items():
+            if getattr(self, name) not in get_args(known):
+                raise UsageError(f"{name} = {getattr(self, name)!r}, expected one of {', '.join(get_args(known))}")
 
 
 PRESETS: dict[str, TrainConfig] = {

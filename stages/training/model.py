@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 from torch.nn.functional import normalize
 
 from index_store.errors import UsageError
@@ -25,6 +24,7 @@ from stages.rerankers.fusion import FusionConfig, FusionNetwork, VideoTokens
 from stages.rerankers.token_binder import TokenBinderWeights, part_of
 from stages.tokens import keep_tokens
 from stages.training.config import Precision
+from stages.training.losses import contrastive
 
 MAX_LOGIT_SCALE = 100.0
 """As CLIP: the temperature is not let below 0.01."""
@@ -117,9 +117,7 @@ class TokenBinderModel(nn.Module):
     def broad_loss(self, indicators: Tensor, pooled: Tensor, same: Tensor) -> Tensor:
         """(l_t2v + l_v2t) / 2 of B pairs. pooled [B, D]; same bool [B, B]: other pairs that are right as well."""
         logits = self.scale * normalize(indicators[:, 0], dim=-1) @ pooled.T
-        logits = logits.masked_fill(same, -torch.inf)
-        target = torch.arange(len(logits), device=logits.device)
-        return (functional.cross_entropy(logits, target) + functional.cross_entropy(logits.T, target)) / 2
+        return contrastive(logits.masked_fill(same, -torch.inf))
 
     def focused_scores(
         self, indicators: Tensor, videos: VideoTokens, broad: Tensor, is_candidate: Tensor | None = None

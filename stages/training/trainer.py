@@ -25,6 +25,7 @@ from stages.training.frames import FrameReader, VideoFiles
 from stages.training.journal import Journal
 from stages.training.lists import Batch, draw_batch, top_lists
 from stages.training.model import TokenBinderModel
+from stages.training.optimisers import SCHEDULES, is_decayed, make_optimiser
 from stages.training.pairs import PairCorpus
 from stages.training.ranks import Ranks
 from stages.training.state import load_state, save_state
@@ -199,9 +200,8 @@ class Trainer:
 
     def _train_step(self) -> dict[str, float]:
         config, ranks = self.config, self.ranks
-        factor = learning_rate_factor(self.step, self.num_steps, config.warmup)
         for group in self.optimiser.param_groups:
-            group["lr"] = group["peak"] * factor
+            group["lr"] = SCHEDULES[config.schedule](group["peak"], self.step, self.num_steps, config.warmup)
         torch.manual_seed(config.seed * 1_000_003 + self.step + _NEXT_RANK * ranks.rank)  # of the Gumbel noise
         self.model.train()
         self.optimiser.zero_grad(set_to_none=True)
@@ -287,7 +287,7 @@ class Trainer:
         return [slice(start, min(start + size, number)) for start in range(0, number, size)]
 
     def _optimiser(self) -> torch.optim.Optimizer:
-        """AdamW; the towers slower than what is new, no decay of biases, norms, scales and embeddings."""
+        """The towers slower than what is new; what decays is the optimiser's own rule."""
         config = self.config
         groups: dict[tuple[float, float], list[Tensor]] = {}
         for name, parameter in self.model.named_parameters():
@@ -297,13 +297,10 @@ class Trainer:
             )
             parameter.requires_grad_(rate > 0)
             if rate > 0:
-                is_matrix = parameter.ndim > 1 and not name.endswith(("indicators", "time", "place", "rank"))
-                groups.setdefault((rate, config.weight_decay if is_matrix else 0.0), []).append(parameter)
-        return torch.optim.AdamW(
-            [{"params": found, "peak": rate, "weight_decay": decay} for (rate, decay), found in groups.items()],
-            lr=config.learning_rate,
-            betas=(0.9, 0.98),
-        )
+                decay = config.weight_decay if is_decayed(config.optimiser, name, parameter) else 0.0
+                groups.setdefault((rate, decay), []).append(parameter)
+        told = [{"params": found, "peak": rate, "weight_decay": decay} for (rate, decay), found in groups.items()]
+        return make_optimiser(config.optimiser, told, config.learning_rate)
 
     # -- validation ---------------------------------------------------------------------------------------------------
 
@@ -381,15 +378,6 @@ class Trainer:
         number = found.shape[1]
         cosines = (found @ found.transpose(1, 2)).mean(dim=0)
         return float((cosines.sum() - cosines.diagonal().sum()) / max(1, number * (number - 1)))
-
-
-def learning_rate_factor(step: int, num_steps: int, warmup: float) -> float:
-    """Linear rise over the first ``warmup`` of the steps, then half a cosine down to 2 %."""
-    rising = max(1.0, warmup * num_steps)
-    if step + 1 < rising:
-        return (step + 1) / rising
-    done = (step - rising) / max(1.0, num_steps - rising)
-    return 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(1.0, max(0.0, done))))
 
 
 def _cosines(sentences: Tensor, pooled: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ import contextlib
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,12 +12,12 @@ import torch
 
 from index_store.errors import InputError, UsageError
 from index_store.store import Store
-from stages.training.config import PRESETS, Precision, TrainConfig, read_recipe, with_options
+from stages.training.config import PRESETS, TrainConfig, read_recipe, with_options
 from stages.training.journal import Journal
 from stages.training.lists import draw_batch, top_lists
 from stages.training.pairs import CaptionedId, PairCorpus
 from stages.training.ranks import Ranks, join_ranks
-from stages.training.trainer import Trainer, learning_rate_factor
+from stages.training.trainer import Trainer
 from tests.stages.ordered import ordered_store, small_clip
 
 Data = tuple[Store, list[CaptionedId]]
@@ -72,12 +73,19 @@ def test_training_finds_held_out_videos_that_the_broad_view_cannot_tell_apart(da
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("kill_at", "stop_at", "precision"), [(6, -1, "float32"), (-1, 6, "float32"), (6, -1, "bfloat16")]
+    ("kill_at", "stop_at", "changes"),
+    [
+        (6, -1, {}),
+        (-1, 6, {}),
+        (6, -1, {"precision": "bfloat16"}),
+        (6, -1, {"optimiser": "bertadam", "schedule": "bert-cosine"}),
+        (6, -1, {"optimiser": "clip-vip-adamw", "schedule": "clip-vip-invsqrt"}),
+    ],
 )
 def test_a_stopped_run_goes_on_to_the_same_weights(
-    data: Data, tmp_path: Path, kill_at: int, stop_at: int, precision: Precision
+    data: Data, tmp_path: Path, kill_at: int, stop_at: int, changes: dict[str, Any]
 ) -> None:
-    config = replace(QUICK, epochs=1.5, gumbel=0.5, precision=precision)
+    config = replace(QUICK, epochs=1.5, gumbel=0.5, **{"precision": "float32", **changes})
     for name in ("whole", "cut"):
         (tmp_path / name).mkdir()
     whole = run(data, tmp_path / "whole", config)
@@ -227,13 +235,6 @@ def test_the_right_one_that_was_not_recalled_is_not_told_by_its_place() -> None:
     assert (np.diff(lists.candidates, axis=1) == 1).all()
     assert top_lists(scores, torch.full((12,), 29), 4).candidates.tolist() == [[26, 27, 28, 29]] * 12
     assert top_lists(scores, torch.full((12,), 3), 4).candidates.tolist() == [[0, 1, 2, 3]] * 12
-
-
-def test_the_learning_rate_rises_and_falls() -> None:
-    factors = [learning_rate_factor(step, 100, 0.1) for step in range(100)]
-    assert factors[:10] == pytest.approx([0.1 * i for i in range(1, 11)], abs=0.02)
-    assert factors[10:] == sorted(factors[10:], reverse=True)
-    assert factors[-1] < 0.03
 
 
 # -- settings ---------------------------------------------------------------------------------------------------------
