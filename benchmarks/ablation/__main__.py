@@ -79,7 +79,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--work", type=Path, required=True, help="corpora, weights, results.jsonl, report.md, ablation.png"
     )
-    parser.add_argument("--videos", type=_positive, default=3000, help="to train on (%(default)s)")
+    parser.add_argument("--videos", type=_positive, default=9000, help="to train on (%(default)s)")
     parser.add_argument("--test-videos", type=_positive, default=1000, help="%(default)s")
     parser.add_argument("--test-seed", type=int, default=DEMO_SEED, help="of the test videos (%(default)s)")
     parser.add_argument("--steps", type=_positive, default=1000, help="of each training (%(default)s)")

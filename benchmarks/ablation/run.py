@@ -24,9 +24,9 @@ from stages.synthetic.render import render_families
 from stages.synthetic.scenes import Combinations
 
 MODEL = "tbpipe-small"
-TRAIN_SEED = 1
-TRAIN_CAPTIONS = 4
-"""Paraphrases of what can be said of a training video."""
+TRAIN_SEED = 21
+TRAIN_CAPTIONS = 6
+"""Paraphrases of what can be said of a training video. At 9,000 videos, the corpus of the weights that ship."""
 _WAIT_SECONDS = 12 * 3600.0
 """Processes that share the work wait so long for the one that makes the corpora."""
 
