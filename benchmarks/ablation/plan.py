@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from stages.synthetic.comparisons import COMPARISONS
 from stages.synthetic.families import FAMILIES, GROUP_SIZE
 from stages.training.config import PRESETS, TrainConfig
 
@@ -114,13 +115,17 @@ TABLES: dict[str, Table] = {
 
 
 def config_of(table: str, label: str, scale: Scale, seed: int) -> TrainConfig:
-    """The training of a row with this seed, at this scale."""
+    """The training of a row with this seed, at this scale.
+
+    Captions that compare are trained from text to video only: what rank a video has, it alone does not show.
+    """
     num_trained_on = scale.videos - round(_BASE.validation * scale.videos)
     return replace(
         _BASE,
         epochs=(scale.steps - 0.5) * _BASE.batch_size / num_trained_on,  # is rounded up to whole steps
         evaluate_every=math.ceil(scale.steps / _VALIDATIONS),
         seed=seed,
+        v2t=not set(scale.families) & set(COMPARISONS),
         **TABLES[table].rows[label],
     )
 

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from statistics import stdev
 
@@ -168,6 +168,11 @@ def test_a_cut_report_says_so(tmp_path: Path) -> None:
     assert "| 1 | 1 of 3 | 29.0 | 60.0 | 20.0 | 31.0 | - |" in text
     nothing = summary(tmp_path, "head", {})
     assert "| positional | 0 of 3 | - | - | - | - | - |" in to_markdown([nothing], SCALE)
+
+
+def test_captions_that_compare_are_not_asked_of_one_video() -> None:
+    assert config_of("listwise", "all candidates", SCALE, 0).v2t
+    assert not config_of("listwise", "all candidates", replace(SCALE, families=("place", "size")), 0).v2t
 
 
 # -- the command ------------------------------------------------------------------------------------------------------
