@@ -54,8 +54,13 @@ def key_of(scale: Scale, config: TrainConfig) -> str:
     return _key(asdict(scale), asdict(config))
 
 
+_DEFAULTS = asdict(TrainConfig())
+
+
 def _key(scale: Mapping[str, Any], config: Mapping[str, Any]) -> str:
-    return json.dumps([scale, config], sort_keys=True)
+    """Fields at their defaults are left out: results stay when TrainConfig gets another field."""
+    chosen = {name: value for name, value in config.items() if name not in _DEFAULTS or value != _DEFAULTS[name]}
+    return json.dumps([scale, chosen], sort_keys=True)
 
 
 def results_path(directory: Path, part: tuple[int, int]) -> Path:

@@ -170,6 +170,16 @@ def test_a_cut_report_says_so(tmp_path: Path) -> None:
     assert "| positional | 0 of 3 | - | - | - | - | - |" in to_markdown([nothing], SCALE)
 
 
+def test_a_result_stays_when_training_gets_another_option(tmp_path: Path) -> None:
+    trial = plan(["gumbel"], SCALE, num_seeds=1)[0]
+    older = asdict(trial.config)
+    del older["micro_frames"]  # at its default
+    (tmp_path / "results.jsonl").write_text(line("gumbel", "0", 0, 1.0, config=older))
+    assert missing([trial], SCALE, read_results(tmp_path)) == []
+    (tmp_path / "results.jsonl").write_text(line("gumbel", "0", 0, 1.0, config=older | {"micro_frames": 1}))
+    assert missing([trial], SCALE, read_results(tmp_path)) == [trial]
+
+
 def test_captions_that_compare_are_not_asked_of_one_video() -> None:
     assert config_of("listwise", "all candidates", SCALE, 0).v2t
     assert not config_of("listwise", "all candidates", replace(SCALE, families=("place", "size")), 0).v2t
