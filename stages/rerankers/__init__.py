@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 from index_store.errors import UsageError
 from stages.rerankers.base import BroadReranker, CandidateBatch, QueryBatch, Reranker
+from stages.rerankers.clip4clip import Clip4ClipReranker
 from stages.rerankers.eercf import EercfReranker
 from stages.rerankers.ts2net import Ts2NetReranker
 from stages.rerankers.xclip import XClipReranker
@@ -15,6 +16,7 @@ __all__ = ["RERANKERS", "TOKEN_BINDER", "CandidateBatch", "QueryBatch", "Reranke
 
 RERANKERS: dict[str, Callable[[], Reranker]] = {
     "eercf": EercfReranker,
+    "clip4clip": Clip4ClipReranker,
     "ts2-net": Ts2NetReranker,
     "x-clip": XClipReranker,
     "broad": BroadReranker,

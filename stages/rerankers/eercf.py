@@ -1,27 +1,43 @@
-"""EERCF's parameter-free text-gated interaction (Tian et al., AAAI 2024), as its evaluation scores the top K.
+"""EERCF's text-gated interaction (Tian et al., AAAI 2024), as its evaluation scores the top K.
 
-No weights: the matrices that EERCF learns are the identity and there is no temporal transformer, which is where its
-training starts from. Frames and patches that are padding take part in nothing (the released code lets them).
+Without weights its matrices are the identity and there is no temporal transformer, which is where its training starts.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
 from stages.rerankers.base import QueryBatch
+from stages.rerankers.fixed_shape import linear
+from stages.rerankers.matrices import TEMPERATURE, aggregate, identity
 from stages.rerankers.pairwise import PairwiseReranker
+from stages.rerankers.temporal import NUM_POSITIONS, TemporalHead, pool, temporal_sizes
 
-_WEAK_TEMPERATURE = 0.01
 _STRONG_TEMPERATURE = 0.1
 _SMALLEST_NORM = 1e-12
+_BOOST = 100.0
+"""Lifts the re-ranked scores of the released evaluation above all others."""
+
+
+@dataclass(frozen=True, slots=True)
+class EercfWeights:
+    """What each level counts for: by default as in the second stage of the authors' evaluation."""
+
+    sentence_video: float = 0.5
+    frame_weak: float = 0.8
+    frame_strong: float = 0.2
+    patch_weak: float = 0.2
+    patch_strong: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Videos:
+class EercfVideos:
     """What does not depend on the query, of c videos. L = F * P tokens."""
 
     tokens: Tensor
@@ -29,77 +45,171 @@ class _Videos:
     norms: Tensor
     """float32 [c, L], the lengths of the tokens, never 0."""
     frames: Tensor
-    """float32 [c, F, D], unit length; 0 where masked."""
+    """float32 [c, F, D], unit length, after the temporal transformer; 0 where masked."""
     pooled: Tensor
-    """float32 [c, D], unit length."""
+    """float32 [c, D], the mean direction v of the frames after it."""
+    for_sentence: Tensor
+    """float32 [c, D], G v."""
     frame_mask: Tensor
-    """bool [c, F]."""
+    """bool [c, F], True = takes part."""
 
-    def __getitem__(self, rows: slice | Tensor) -> _Videos:
+    def __getitem__(self, rows: slice | Tensor) -> EercfVideos:
         """Some of the videos."""
-        parts = (self.tokens, self.norms, self.frames, self.pooled, self.frame_mask)
-        return _Videos(*(part[rows] for part in parts))
+        pooled = self.pooled[rows]
+        for_sentence = pooled if self.for_sentence is self.pooled else self.for_sentence[rows]
+        tokens, norms, frames = self.tokens[rows], self.norms[rows], self.frames[rows]
+        return EercfVideos(tokens, norms, frames, pooled, for_sentence, self.frame_mask[rows])
 
 
-class EercfReranker(PairwiseReranker):
-    """The parameter-free interaction."""
+@dataclass(frozen=True, slots=True, eq=False)
+class EercfCosines:
+    """Of Q texts with the frames and patches of the c videos."""
 
-    def __init__(self) -> None:
-        super().__init__(EercfScorer())
+    frame: Tensor
+    """float32 [c, Q, F], 0 where masked."""
+    patch: Tensor
+    """float32 [c, Q, F (P - 1)], 0 where masked."""
+    frame_mask: Tensor
+    """bool [c, 1, F]."""
+
+    @property
+    def patch_mask(self) -> Tensor:
+        """Mask bool [c, 1, F (P - 1)]."""
+        per_frame = self.patch.shape[-1] // self.frame.shape[-1]
+        return self.frame_mask.unsqueeze(-1).expand(-1, -1, -1, per_frame).flatten(2)
 
 
-@dataclass(frozen=True, slots=True)
-class EercfScorer:
-    """Weighted sum of cosines between the text and the video at three grains; at most 1.7.
+class EercfHead(TemporalHead):
+    """Weighted sum of similarities between the text and the video at three grains, times the logit scale.
 
-    With t the unit-length sentence, f the unit-length frame embeddings, p the unit-length patches and
-    A(x, T) = sum_j softmax(x / T)_j x_j:
+    With t the unit-length sentence, f the unit-length frame embeddings, g those after the temporal transformer, p the
+    unit-length patches, n(x) = x / |x| and A(x; M) = sum_j (softmax(x / 0.01) M)_j x_j:
 
-        frame_weak     = A(t.f, 0.01)                                 over the frames
-        frame_strong   = t.n(sum_j softmax(t.f / 0.1)_j f_j)          over the frames, n(x) = x / |x|
-        patch_weak     = A(t.p, 0.01)                                 over all patches of all frames
-        sentence_video = t.n(mean f)
+        sentence_video = t.G n(mean g)
+        frame_weak     = A(t.f; M)                                    over the frames
+        frame_strong   = t.n(sum_j softmax(t.f / 0.1)_j g_j)          over the frames
+        patch_weak     = A(t.p; 1)                                    over all patches of all frames
+        patch_strong   = t.n(sum_j softmax(t.p / 0.01)_j p_j)         likewise
 
-    Where the store keeps no patches, patch_weak is 0. The weights are those of the authors' evaluation.
+    Where the store keeps no patches, their levels are 0. Padding takes part in nothing, unless ``official`` asks for
+    the sums of the released code, in which only the mean and the temporal transformer have a mask.
     """
-
-    frame_weak: float = 0.8
-    frame_strong: float = 0.2
-    patch_weak: float = 0.2
-    sentence_video: float = 0.5
 
     name = "eercf"
     sees_patches = True
-    sees_lengths = False
+
+    def __init__(
+        self,
+        width: int = 0,
+        num_layers: int = 0,
+        num_heads: int | None = None,
+        num_positions: int = NUM_POSITIONS,
+        *,
+        num_frames: int = 0,
+        weights: EercfWeights | None = None,
+        official: bool = False,
+    ) -> None:
+        """D; the temporal transformer; F of the matrix M, 0 for neither M nor G: then they are the identity."""
+        super().__init__(width, num_layers, num_heads, num_positions)
+        self.weights = weights or EercfWeights()
+        self.official = official
+        self.global_mat_weight = identity(width if num_frames else 0)
+        self.frame_logit_weight = identity(num_frames)
+
+    @classmethod
+    def of_state(
+        cls, state: Mapping[str, Tensor], num_heads: int | None = None, *, official: bool = False
+    ) -> EercfHead:
+        """With the weights of a released checkpoint, the image-text model's left out and ``clip.`` taken away."""
+        sizes: dict[str, Any] = {"width": len(state["global_mat_weight"]), **temporal_sizes(state)}
+        head = cls(**sizes, num_heads=num_heads, num_frames=len(state["frame_logit_weight"]), official=official)
+        head.load_state_dict(dict(state))
+        return head
+
+    @property
+    def sees_lengths(self) -> bool:
+        """With a temporal transformer; every other use of a token divides by its length."""
+        return self.transformerClip is not None
 
     def texts(self, queries: QueryBatch) -> Tensor:
         """Unit-length sentences float32 [B, D]."""
         return normalize(queries.sentence, dim=-1)
 
-    def videos(self, tokens: Tensor, frame_mask: Tensor) -> _Videos:
+    def videos(self, tokens: Tensor, frame_mask: Tensor) -> EercfVideos:
         """Everything about c videos that no query changes."""
-        frames = normalize(tokens[:, :, 0], dim=-1, eps=_SMALLEST_NORM).masked_fill(~frame_mask.unsqueeze(-1), 0.0)
+        taking_part = torch.ones_like(frame_mask) if self.official else frame_mask
+        if self.weights.patch_strong and not self.official:  # weight 0 times a number that is none would be none
+            tokens = tokens.masked_fill(~frame_mask[..., None, None], 0.0)
         flat = tokens.flatten(1, 2)
-        norms = torch.linalg.vector_norm(flat, dim=-1).clamp_min_(_SMALLEST_NORM)
-        return _Videos(flat, norms, frames, normalize(frames.sum(1), dim=-1), frame_mask)
+        norms = torch.linalg.vector_norm(flat, dim=-1).clamp_min(_SMALLEST_NORM)
+        frames = self.temporal(tokens[:, :, 0].masked_fill(~taking_part.unsqueeze(-1), 0.0), frame_mask)
+        pooled = pool(frames, frame_mask)
+        for_sentence = pooled if self.global_mat_weight is None else linear(pooled, self.global_mat_weight)
+        unit = normalize(frames, dim=-1).masked_fill(~taking_part.unsqueeze(-1), 0.0)
+        return EercfVideos(flat, norms, unit, pooled, for_sentence, taking_part)
 
-    def score(self, texts: Tensor, videos: _Videos) -> Tensor:
-        """Scores float32 [c, Q] of the texts [c, Q, D], unit length, with the video of their row."""
-        texts = texts.expand(len(videos.tokens), -1, -1)
+    def score(self, texts: Tensor, videos: EercfVideos) -> Tensor:
+        """Scores float32 [c, Q] of the texts [c or 1, Q, D], unit length."""
+        weights, texts = self.weights, texts.expand(len(videos.tokens), -1, -1)
+        cosines = self.cosines(texts, videos)
+        score: Tensor = weights.frame_weak * self.frame_weak(cosines)
+        score += weights.frame_strong * (self.frame_gathered(cosines, videos) * texts).sum(-1)
+        score += weights.sentence_video * self.sentence_video(texts, videos)
+        if cosines.patch.shape[-1]:
+            score += weights.patch_weak * self.patch_weak(cosines)
+            if weights.patch_strong:
+                score += weights.patch_strong * (self.patch_gathered(cosines, videos) * texts).sum(-1)
+        return score * self.logit_scale.exp()
+
+    # -- the levels, without the logit scale: texts [c, Q, D] --
+
+    def cosines(self, texts: Tensor, videos: EercfVideos) -> EercfCosines:
+        """Of the texts with frames and patches."""
         mask = videos.frame_mask[:, None]
-        num_frames = mask.shape[-1]
         cosines = torch.bmm(texts, videos.tokens.transpose(1, 2)) / videos.norms[:, None]
-        cosines = cosines.view(*texts.shape[:2], num_frames, -1).masked_fill(~mask.unsqueeze(-1), 0.0)
-        frame, patch = cosines[..., 0].contiguous(), cosines[..., 1:].flatten(2)
-        gate = _masked_softmax(frame / _STRONG_TEMPERATURE, mask)
-        gathered = normalize(torch.bmm(gate, videos.frames), dim=-1)
-        score: Tensor = self.frame_weak * (_masked_softmax(frame / _WEAK_TEMPERATURE, mask) * frame).sum(-1)
-        score += self.frame_strong * (gathered * texts).sum(-1)
-        score += self.sentence_video * (texts * videos.pooled[:, None]).sum(-1)
-        if patch.shape[-1]:
-            patch_mask = mask.unsqueeze(-1).expand(-1, -1, -1, patch.shape[-1] // num_frames).flatten(2)
-            score += self.patch_weak * (_masked_softmax(patch / _WEAK_TEMPERATURE, patch_mask) * patch).sum(-1)
-        return score
+        cosines = cosines.view(*texts.shape[:2], mask.shape[-1], -1).masked_fill(~mask.unsqueeze(-1), 0.0)
+        return EercfCosines(cosines[..., 0].contiguous(), cosines[..., 1:].flatten(2), mask)
+
+    def sentence_video(self, texts: Tensor, videos: EercfVideos) -> Tensor:
+        """Coarse similarity float32 [c, Q]."""
+        return (texts * videos.for_sentence[:, None]).sum(-1)
+
+    def frame_weak(self, cosines: EercfCosines) -> Tensor:
+        """Frames weighted by their own similarity, float32 [c, Q]."""
+        return aggregate(cosines.frame, cosines.frame_mask, self.frame_logit_weight)
+
+    def patch_weak(self, cosines: EercfCosines) -> Tensor:
+        """Patches weighted by their own similarity, float32 [c, Q]."""
+        return aggregate(cosines.patch, cosines.patch_mask)
+
+    def frame_gathered(self, cosines: EercfCosines, videos: EercfVideos) -> Tensor:
+        """What each text finds in the frames, float32 [c, Q, D], unit length. In training its gate has no gradient."""
+        gate = _masked_softmax(cosines.frame / _STRONG_TEMPERATURE, cosines.frame_mask).detach()
+        return normalize(torch.bmm(gate, videos.frames), dim=-1)
+
+    def patch_gathered(self, cosines: EercfCosines, videos: EercfVideos) -> Tensor:
+        """What each text finds in the patches, likewise."""
+        gate = _masked_softmax(cosines.patch / TEMPERATURE, cosines.patch_mask).detach()
+        count, num_frames = videos.frame_mask.shape
+        unit = videos.tokens / videos.norms.unsqueeze(-1)
+        patches = unit.view(count, num_frames, -1, unit.shape[-1])[:, :, 1:].flatten(1, 2)
+        return normalize(torch.bmm(gate, patches), dim=-1)
+
+
+class EercfReranker(PairwiseReranker):
+    """EERCF as a reranker; without a head, its parameter-free form."""
+
+    def __init__(self, head: EercfHead | None = None) -> None:
+        super().__init__(head or EercfHead())
+
+
+def two_stages(coarse: Tensor, focused: Tensor, top_k: int) -> Tensor:
+    """The matrix on which the released evaluation measures: focused + 100 for the coarse top K of each row.
+
+    Both float32 [T, V]; elsewhere the coarse score stays. ``tbpipe rerank`` never computes what is thrown away here.
+    """
+    best = coarse.topk(min(top_k, coarse.shape[1]), dim=1).indices
+    return coarse.scatter(1, best, _BOOST + focused.gather(1, best))
 
 
 def _masked_softmax(logits: Tensor, mask: Tensor) -> Tensor:

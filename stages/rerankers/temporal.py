@@ -16,7 +16,7 @@ from stages.rerankers.fixed_shape import linear
 NUM_POSITIONS = 77
 """Rows of the released position tables: they start as CLIP's text positions."""
 
-_EPSILON = 1e-12
+EPSILON = 1e-12
 _MASKED = -1e6
 """What is added to the logit of a frame that is padding."""
 _HEAD_WIDTH = 64
@@ -55,10 +55,17 @@ class TemporalHead(nn.Module):
 
 
 def temporal_sizes(state: Mapping[str, Tensor]) -> dict[str, int]:
-    """num_layers and num_positions of the temporal transformer in a state dict, as TemporalHead takes them."""
-    layers = {key.split(".")[2] for key in state if key.startswith("transformerClip.resblocks.")}
-    positions = state.get("frame_position_embeddings.weight", ())
-    return {"num_layers": len(layers), "num_positions": len(positions)}
+    """What TemporalHead takes, as far as a state dict tells it: width, num_layers and num_positions; else nothing."""
+    if "frame_position_embeddings.weight" not in state:
+        return {}
+    num_positions, width = state["frame_position_embeddings.weight"].shape
+    return {"width": width, "num_layers": number_of_layers(state, "transformerClip."), "num_positions": num_positions}
+
+
+def number_of_layers(state: Mapping[str, Tensor], prefix: str) -> int:
+    """Of the Transformer whose names in a state dict begin so."""
+    names = (key.removeprefix(prefix).split(".") for key in state if key.startswith(prefix))
+    return len({name[1] for name in names if name[0] == "resblocks"})
 
 
 class Transformer(nn.Module):
@@ -83,9 +90,9 @@ class _Block(nn.Module):
     def __init__(self, width: int, num_heads: int) -> None:
         super().__init__()
         self.attn = _Attention(width, num_heads)
-        self.ln_1 = nn.LayerNorm(width, eps=_EPSILON)
+        self.ln_1 = nn.LayerNorm(width, eps=EPSILON)
         self.mlp = _Mlp(width)
-        self.ln_2 = nn.LayerNorm(width, eps=_EPSILON)
+        self.ln_2 = nn.LayerNorm(width, eps=EPSILON)
 
     def forward(self, hidden: Tensor, bias: Tensor) -> Tensor:
         hidden = hidden + self.attn(self.ln_1(hidden), bias)

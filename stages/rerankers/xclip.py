@@ -145,9 +145,9 @@ class XClipHead(TemporalHead):
         cls, state: Mapping[str, Tensor], num_heads: int | None = None, *, official: bool = False
     ) -> XClipHead:
         """With the weights of a released checkpoint, the image-text model's left out and ``clip.`` taken away."""
-        num_words, num_frames = len(state["word_logit_weight"]), len(state["frame_logit_weight"])
-        sizes = {"num_words": num_words, "num_frames": num_frames, **temporal_sizes(state)}
-        head = cls(len(state["global_mat_weight"]), num_heads=num_heads, official=official, **sizes)
+        sizes = {"num_words": len(state["word_logit_weight"]), "num_frames": len(state["frame_logit_weight"])}
+        sizes |= {"width": len(state["global_mat_weight"]), **temporal_sizes(state)}
+        head = cls(num_heads=num_heads, official=official, **sizes)
         head.load_state_dict(dict(state))
         return head
 

@@ -89,30 +89,3 @@ def test_matrices_of_another_size_go_on_as_the_identity() -> None:
     matrix = torch.tensor([[2.0, 3.0], [4.0, 5.0]])
     assert fitted(matrix, 1).tolist() == [[2.0]]
     assert fitted(matrix, 3).tolist() == [[2.0, 3.0, 0.0], [4.0, 5.0, 0.0], [0.0, 0.0, 1.0]]
-
-
-def test_scores_with_weights_do_not_depend_on_the_batch() -> None:
-    queries, candidates = draw(num_queries=40, shape=(4, 1, 64), num_words=12)
-    reranker = XClipReranker(drawn_head(64))
-    together = reranker.rank(queries, candidates)
-    for row in (0, 7, 39):
-        part = slice(row, row + 1)
-        videos = candidates.index[row]
-        alone = CandidateBatch(
-            candidates.tokens[videos],
-            None,
-            candidates.frame_mask[videos],
-            torch.arange(len(videos))[None],
-            candidates.broad[part],
-        )
-        assert torch.equal(reranker.rank(queries[part], alone)[0], together[row])
-
-
-def test_a_state_dict_of_official_names_makes_a_head() -> None:
-    head = drawn_head(64)
-    again = XClipHead.of_state(head.state_dict())
-    assert {name: tuple(value.shape) for name, value in again.state_dict().items()} == {
-        name: tuple(value.shape) for name, value in head.state_dict().items()
-    }
-    queries, candidates = draw(shape=(4, 1, 64))
-    assert torch.equal(XClipReranker(again).rank(queries, candidates), XClipReranker(head).rank(queries, candidates))
