@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
-from torch.nn import functional
 
 from stages.rerankers.base import QueryBatch
 from stages.rerankers.eercf import EercfHead
+from stages.training.losses import contrastive
 
 _DIAGONAL = 0.14
 """What the constraint on a dimension counts for; correlations between dimensions count nothing, as released."""
@@ -62,7 +61,7 @@ class EercfTerms:
             + weights.pearson_frame * self.pearson_frame
             + weights.pearson_patch * self.pearson_patch
         )
-        return weights.weak * _symmetric(weak) + weights.strong * _symmetric(strong) + weights.pearson * pearson
+        return weights.weak * contrastive(weak) + weights.strong * contrastive(strong) + weights.pearson * pearson
 
 
 def eercf_terms(head: EercfHead, queries: QueryBatch, tokens: Tensor, frame_mask: Tensor) -> EercfTerms:
@@ -95,9 +94,3 @@ def pearson(texts: Tensor, videos: Tensor) -> Tensor:
     """
     one, other = ((features - features.mean(0)) / features.std(0, correction=1) for features in (texts, videos))
     return _DIAGONAL * ((one * other).mean(0) - 1).square().sum()
-
-
-def _symmetric(logits: Tensor) -> Tensor:
-    """The mean of the cross-entropies of rows and columns."""
-    target = torch.arange(len(logits), device=logits.device)
-    return (functional.cross_entropy(logits, target) + functional.cross_entropy(logits.T, target)) / 2

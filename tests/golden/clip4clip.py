@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 
 from stages.rerankers.clip4clip import Clip4ClipHead, Clip4ClipTightHead
+from stages.training.losses import contrastive
 from tests.golden.check import GRADIENTS, LOGITS, Arrays, Tolerance
-from tests.golden.features import Features, features, head_state, symmetric_cross_entropy
+from tests.golden.features import Features, features, head_state
 
 
 def outputs(arrays: Arrays) -> dict[str, Tensor]:
@@ -21,7 +22,7 @@ def outputs(arrays: Arrays) -> dict[str, Tensor]:
             found[f"out.{name}.logits"] = _logits(head, features(arrays, "in"))
         given = features(arrays, "train_in", requires_grad=True)
         logits = _logits(head, given)
-        loss = symmetric_cross_entropy(logits)
+        loss = contrastive(logits)
         loss.backward()
         found |= {f"out.{name}.train_logits": logits, f"out.{name}.train_loss": loss}
         found |= {f"out.{name}.train_grad.{leaf}": gradient for leaf, gradient in given.gradients().items()}

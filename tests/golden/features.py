@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from stages.rerankers.base import QueryBatch
 from tests.golden.check import Arrays
@@ -52,9 +51,3 @@ def head_state(arrays: Arrays, prefix: str = "w") -> dict[str, Tensor]:
     """The weights below ``prefix.`` by official name, ``clip.`` taken away."""
     names = [name for name in arrays if name.startswith(f"{prefix}.")]
     return {name.removeprefix(f"{prefix}.").removeprefix("clip."): tensor(arrays, name) for name in names}
-
-
-def symmetric_cross_entropy(logits: Tensor) -> Tensor:
-    """The loss of these files on square logits; text i belongs to video i."""
-    target = torch.arange(len(logits))
-    return (functional.cross_entropy(logits, target) + functional.cross_entropy(logits.T, target)) / 2

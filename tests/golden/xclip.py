@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 
 from stages.rerankers.xclip import XClipHead
+from stages.training.losses import contrastive
 from tests.golden.check import FEATURES, GRADIENTS, LOGITS, Arrays, Tolerance
-from tests.golden.features import Features, features, head_state, symmetric_cross_entropy
+from tests.golden.features import Features, features, head_state
 
 MATRICES = (
     "global_mat_weight",
@@ -51,7 +52,7 @@ def outputs(arrays: Arrays) -> dict[str, Tensor]:
 def _training(head: XClipHead, given: Features) -> dict[str, Tensor]:
     """Loss and gradients of a training batch."""
     logits = head.terms(head.texts(given.queries), head.videos(given.tokens, given.frame_mask)).mean()
-    loss = symmetric_cross_entropy(logits)
+    loss = contrastive(logits)
     loss.backward()
     gradients = {name: head.get_parameter(name).grad for name in MATRICES} | given.gradients()
     found = {"out.train_logits": logits, "out.train_loss": loss}
