@@ -5,6 +5,7 @@ The token shift, its other half, is in the image tower (``stages.models.token_sh
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -14,7 +15,7 @@ from torch.nn.functional import normalize, pad
 from stages.rerankers.base import QueryBatch
 from stages.rerankers.pairwise import PairwiseReranker
 from stages.rerankers.selection import PredictorA, TokenSelector
-from stages.rerankers.temporal import NUM_POSITIONS, TemporalHead
+from stages.rerankers.temporal import NUM_POSITIONS, TemporalHead, temporal_sizes
 
 _SHARPNESS = 4.0
 _SMALLEST_NORM = 1e-12
@@ -62,6 +63,15 @@ class Ts2NetHead(TemporalHead):
         self.visual_token_selector = TokenSelector(PredictorA(width) if num_layers else None)
         self.official = official
 
+    @classmethod
+    def of_state(
+        cls, state: Mapping[str, Tensor], num_heads: int | None = None, *, official: bool = False
+    ) -> Ts2NetHead:
+        """With the weights of a released checkpoint, the image-text model's left out and ``clip.`` taken away."""
+        head = cls(num_heads=num_heads, official=official, **temporal_sizes(state))
+        head.load_state_dict(dict(state))
+        return head
+
     @property
     def sees_patches(self) -> bool:
         """With a temporal transformer."""
@@ -100,10 +110,10 @@ class Ts2NetHead(TemporalHead):
 
 
 class Ts2NetReranker(PairwiseReranker):
-    """TS2-Net without weights."""
+    """TS2-Net as a reranker; without a head, its zero-shot form."""
 
-    def __init__(self) -> None:
-        super().__init__(Ts2NetHead())
+    def __init__(self, head: Ts2NetHead | None = None) -> None:
+        super().__init__(head or Ts2NetHead())
 
 
 def weigh_frames(texts: Tensor, videos: Ts2NetVideos) -> Tensor:
