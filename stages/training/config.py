@@ -20,6 +20,9 @@ else:
 Precision = Literal["auto", "float32", "bfloat16"]
 """Of the matrix products in training; auto: bfloat16 on a GPU, float32 elsewhere."""
 
+EpochOf = Literal["videos", "captions"]
+"""What an epoch goes through: each video once, with a caption at random; or as many pairs as there are captions."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainConfig:
@@ -37,6 +40,7 @@ class TrainConfig:
     gumbel: float = 0.0
     """Size of the Gumbel noise on the attention's logits; 1 is the Gumbel-Softmax's own."""
     epochs: float = 5.0
+    epoch_of: EpochOf = "videos"
     batch_size: int = 128
     learning_rate: float = 1e-4
     """Of the focused view and the indicators."""
@@ -82,7 +86,7 @@ class TrainConfig:
             raise UsageError(f"validation_run = {self.validation_run}, expected 1 video or more")
         if not 0 < self.epochs < float("inf") or not 0 <= self.validation < 1:
             raise UsageError(f"epochs = {self.epochs} must be above 0, validation = {self.validation} within [0, 1)")
-        choices = {"precision": Precision, "optimiser": OptimiserName, "schedule": ScheduleName}
+        choices = {"precision": Precision, "optimiser": OptimiserName, "schedule": ScheduleName, "epoch_of": EpochOf}
         for name, known in choices.items():
             if getattr(self, name) not in get_args(known):
                 raise UsageError(f"{name} = {getattr(self, name)!r}, expected one of {', '.join(get_args(known))}")

@@ -114,7 +114,10 @@ class Trainer:
         if smallest < self.ranks.size:
             raise UsageError(f"a batch of {smallest} captions cannot be parted among {self.ranks.size} processes")
         self.pooled = corpus.pooled.to(device)
-        self.num_steps = max(1, math.ceil(config.epochs * len(self.train_on) / config.batch_size))
+        num_pairs = len(self.train_on)
+        if config.epoch_of == "captions":
+            num_pairs = sum(len(corpus.captions[position]) for position in self.train_on)
+        self.num_steps = max(1, math.ceil(config.epochs * num_pairs / config.batch_size))
         self.optimiser = self._optimiser()
         self.step = 0
         self.best_step = 0

@@ -96,3 +96,37 @@ def _lsmdc(folder: Path) -> None:
     table = f'{first}\t{times}\tSOMEONE says "no.\n{second}\t{times}\tShe leaves.\n'
     for name in ("LSMDC16_annos_training.csv", "LSMDC16_challenge_1000_publictect.csv"):
         write(folder / name, table)
+
+
+Texts = dict[str, list[str]]
+"""Name of a video -> its captions."""
+
+
+def write_benchmark(folder: Path, dataset: str, train: Texts, test: Texts) -> None:
+    """The files of one benchmark that ``tbpipe train`` and ``evaluate`` read, with these videos in them."""
+    splits = {"train": train, ("val_1" if dataset == "activitynet" else "test"): test}
+    every = {**train, **test}
+    if dataset == "msrvtt-1ka":
+        rows = [f'{at},{at},{name},"{texts[0]}"' for at, (name, texts) in enumerate(test.items())]
+        write(folder / "MSRVTT_JSFUSION_test.csv", "\n".join(["key,vid_key,video_id,sentence", *rows]))
+        write(folder / "MSRVTT_train.9k.csv", "\n".join(["video_id", *train]))
+        videos = [{"video_id": name, "split": "train" if name in train else "test"} for name in every]
+        sentences = [{"video_id": name, "caption": text} for name, texts in every.items() for text in texts]
+        write(folder / "MSRVTT_data.json", {"videos": videos, "sentences": sentences})
+        return
+    for split, texts in splits.items():
+        write(folder / f"{split}_list.txt", "\n".join(texts))
+        if dataset == "didemo":
+            records = [{"video": name, "description": text} for name, said in texts.items() for text in said]
+            write(folder / f"{split}_data.json", records)
+        if dataset == "activitynet":
+            write(folder / f"{split}.json", {name: {"sentences": said} for name, said in texts.items()})
+        if dataset == "vatex":
+            official = [{"videoID": name, "enCap": said, "chCap": []} for name, said in texts.items()]
+            write(folder / f"vatex_{'training' if split == 'train' else 'validation'}_v1.0.json", official)
+        if dataset == "lsmdc":
+            file = "LSMDC16_annos_training" if split == "train" else "LSMDC16_challenge_1000_publictect"
+            write(folder / f"{file}.csv", "\n".join(f"{name}\t\t\t\t\t{said[0]}" for name, said in texts.items()))
+    if dataset == "msvd":
+        tokens = {name: [text.split() for text in texts] for name, texts in every.items()}
+        (folder / "raw-captions.pkl").write_bytes(pickle.dumps(tokens, protocol=2))
