@@ -188,6 +188,18 @@ def test_half_of_what_torchrun_says_is_refused(monkeypatch: pytest.MonkeyPatch) 
         pass
 
 
+def test_an_epoch_goes_through_the_videos_or_through_the_captions(data: Data) -> None:
+    store, captions = data
+    several = [caption for caption in captions for _ in range(1 + caption.video_id % 3)]
+    config = replace(QUICK, epochs=2.0, batch_size=8, validation=0.0)
+    with store.snapshot() as snapshot:
+        corpus = PairCorpus(snapshot, several)
+        device = torch.device("cpu")
+        for epoch_of, number in (("videos", len(corpus)), ("captions", len(several))):
+            chosen = with_options(config, {"epoch_of": epoch_of}, "a test")
+            assert Trainer(store.settings, small_clip(), corpus, chosen, device).num_steps == -(-2 * number // 8)
+
+
 def test_captions_of_a_handful_of_videos_are_refused(data: Data) -> None:
     store, captions = data
     with store.snapshot() as snapshot, pytest.raises(InputError, match="3 videos have captions"):
