@@ -9,7 +9,9 @@ from index_store.errors import UsageError
 from stages.rerankers.base import BroadReranker, CandidateBatch, QueryBatch, Reranker
 from stages.rerankers.clip4clip import Clip4ClipReranker
 from stages.rerankers.eercf import EercfReranker
+from stages.rerankers.late_interaction import LateInteractionReranker
 from stages.rerankers.ts2net import Ts2NetReranker
+from stages.rerankers.wti import WtiReranker
 from stages.rerankers.xclip import XClipReranker
 
 __all__ = ["RERANKERS", "TOKEN_BINDER", "CandidateBatch", "QueryBatch", "Reranker", "make_reranker"]
@@ -19,6 +21,8 @@ RERANKERS: dict[str, Callable[[], Reranker]] = {
     "clip4clip": Clip4ClipReranker,
     "ts2-net": Ts2NetReranker,
     "x-clip": XClipReranker,
+    "wti": WtiReranker,
+    "late-interaction": LateInteractionReranker,
     "broad": BroadReranker,
 }
 """Name -> a class that needs no weights."""

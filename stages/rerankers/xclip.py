@@ -17,6 +17,7 @@ from stages.rerankers.fixed_shape import linear, products
 from stages.rerankers.matrices import aggregate, identity
 from stages.rerankers.pairwise import PairwiseReranker, Shared
 from stages.rerankers.temporal import NUM_POSITIONS, TemporalHead, pool, temporal_sizes
+from stages.rerankers.words import RealWords
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -73,28 +74,6 @@ class XClipTerms:
     def mean(self) -> Tensor:
         """X-CLIP's score."""
         return (self.video_sentence + self.video_word + self.sentence_frame + self.frame_word) / 4
-
-
-class _RealWords:
-    """The real words of Q texts, one after the other, and their places: padding costs no product."""
-
-    def __init__(self, word_mask: Tensor) -> None:
-        """From bool [Q, W]."""
-        used = word_mask.any(0).nonzero()
-        longest = int(used[-1]) + 1 if len(used) else 1
-        self.mask = word_mask[:, :longest]
-        ends = self.mask.sum(1).cumsum(0)
-        rows = self.mask.flatten().cumsum(0).view(self.mask.shape) - 1
-        """Rows of the words; padding is given the last word of its own text, so that it spoils no other."""
-        self._rows = torch.where(self.mask, rows, ends.unsqueeze(1) - 1).clamp_min(0)
-
-    def unpack(self, packed: Tensor) -> Tensor:
-        """Of R words, [R, ...], each text's own, [Q, W, ...]; anything finite where there is no word."""
-        return packed[self._rows]
-
-    def aggregate(self, packed: Tensor, matrix: Tensor | None) -> Tensor:
-        """A over the words of each text: [R, c] -> [Q, c]."""
-        return aggregate(self.unpack(packed), self.mask.unsqueeze(-1), matrix, dim=1)
 
 
 class XClipHead(TemporalHead):
@@ -176,18 +155,18 @@ class XClipHead(TemporalHead):
     def terms(self, texts: XClipTexts, videos: XClipVideos) -> XClipTerms:
         """The four similarities of Q texts with c videos."""
         scale = self.logit_scale.exp()
-        words = _RealWords(texts.word_mask)
+        words = RealWords(texts.word_mask)
         cosines = _cosines(texts.words[texts.word_mask], videos.for_words)  # [R, c, F + 1], R words in all
         local, word_video = cosines[..., :-1].contiguous(), cosines[..., -1]
         sentence = _cosines(texts.sentence, videos.for_sentence)  # [Q, c, F + 1]
         frame_mask = None if bool(videos.frame_mask.all()) else videos.frame_mask
-        by_frame = aggregate(words.unpack(local), words.mask[..., None, None], self.word_mat_weight, dim=1)  # [Q, c, F]
+        by_frame = _over_words(words, local, self.word_mat_weight)  # [Q, c, F]
         by_word = aggregate(local, frame_mask, self.frame_mat_weight)  # [R, c]
         from_frames = aggregate(by_frame, frame_mask, self.frame_mat_weight2)
-        from_words = words.aggregate(by_word, self.word_mat_weight2)
+        from_words = _over_words(words, by_word, self.word_mat_weight2)
         return XClipTerms(
             video_sentence=scale * sentence[..., -1],
-            video_word=scale * words.aggregate(word_video, self.word_logit_weight),
+            video_word=scale * _over_words(words, word_video, self.word_logit_weight),
             sentence_frame=scale * aggregate(sentence[..., :-1], frame_mask, self.frame_logit_weight),
             words_first=scale * from_frames / 2,
             frames_first=scale * from_words / 2,
@@ -199,6 +178,11 @@ class XClipReranker(PairwiseReranker):
 
     def __init__(self, head: XClipHead | None = None) -> None:
         super().__init__(head or XClipHead(), Shared(num_queries=32, num_videos=32))
+
+
+def _over_words(words: RealWords, packed: Tensor, matrix: Tensor | None) -> Tensor:
+    """A over the words of each text: [R, ...] -> [Q, ...]."""
+    return aggregate(words.unpack(packed), words.mask.view(*words.mask.shape, *[1] * (packed.ndim - 1)), matrix, dim=1)
 
 
 def _cosines(rows: Tensor, videos: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from stages.rerankers import CandidateBatch
 from stages.rerankers.clip4clip import Clip4ClipHead, Clip4ClipReranker, Clip4ClipTightHead
 from stages.rerankers.eercf import EercfHead, EercfReranker, EercfWeights
 from stages.rerankers.pairwise import PairwiseReranker
+from stages.rerankers.wti import WtiHead, WtiReranker
 from stages.rerankers.xclip import XClipHead, XClipReranker
 from tests.stages.test_rerankers import draw
 
@@ -36,6 +37,7 @@ RERANKERS: dict[str, Callable[[], PairwiseReranker]] = {
     "clip4clip-tightTransf": lambda: Clip4ClipReranker(drawn(lambda: Clip4ClipTightHead(WIDTH, 1))),  # type: ignore[arg-type]
     "x-clip": lambda: XClipReranker(drawn(lambda: XClipHead(WIDTH, 1, num_words=9, num_frames=4))),  # type: ignore[arg-type]
     "eercf": lambda: EercfReranker(drawn(lambda: EercfHead(WIDTH, 1, num_frames=4, weights=ALL_LEVELS))),  # type: ignore[arg-type]
+    "wti": lambda: WtiReranker(drawn(lambda: WtiHead(WIDTH, 1, weighted=True))),  # type: ignore[arg-type]
 }
 NAMES = sorted(RERANKERS)
 SHAPE = (4, 3, WIDTH)
