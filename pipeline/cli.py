@@ -389,6 +389,36 @@ def train(as_json: bool, settings: tuple[str, ...], **options: Any) -> None:
         report.show_train(result, as_json)
 
 
+@main.command("import-weights")
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option(
+    "--from",
+    "source",
+    required=True,
+    type=click.Choice(["clip4clip", "xclip", "ts2net", "ucofia", "eercf", "clip-vip", "openai-clip"]),
+    help="The code that the checkpoint was written by.",
+)
+@click.option(
+    "--output", required=True, type=click.Path(path_type=Path), help="Image-text model to write, NAME.safetensors."
+)
+@click.option("--model", default=None, help="Its architecture, as for extract.  [default: what its sizes say]")
+@json_option
+def import_weights(file: Path, source: str, output: Path, model: str | None, as_json: bool) -> None:
+    """Take over a released checkpoint: FILE holds a state dict, as .bin, .pt or .safetensors.
+
+    Writes the image-text model for 'extract --pretrained' and, for a method with a head, NAME.head.safetensors for
+    'rerank --weights'. Every tensor is checked; one that is missing, of another shape or unknown is named.
+
+    \b
+    Example:
+      tbpipe import-weights --from ucofia pytorch_model.bin.4 --output ucofia.safetensors
+    """
+    from pipeline import report
+    from pipeline.jobs.import_weights import import_weights as run
+
+    report.show_import(run(source, file, output, model), as_json)
+
+
 @main.command()
 @click.option(
     "--seed", type=int, default=None, help="Seed of the rendered videos.  [default: one that training never saw]"

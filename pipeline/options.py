@@ -73,11 +73,14 @@ pretrained_now_option = click.option(
 method_option = click.option(
     "--method",
     default=None,
-    help="Reranker of the focused view: eercf, token-binder, or broad for none.  [default: token-binder with "
-    "--weights, else eercf]",
+    help="Reranker of the focused view: eercf, clip4clip, x-clip, ts2-net, token-binder ..., or broad for none.  "
+    "[default: what --weights are for, else eercf]",
 )
 weights_option = click.option(
-    "--weights", type=click.Path(path_type=Path), default=None, help="What 'tbpipe train' wrote, for token-binder."
+    "--weights",
+    type=click.Path(path_type=Path),
+    default=None,
+    help="What 'tbpipe train' wrote, or NAME.head.safetensors of 'tbpipe import-weights'.",
 )
 top_k_option = click.option(
     "--top-k", type=click.IntRange(min=1), default=50, show_default=True, help="Candidates of the broad view (K)."

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from pipeline.demo import DemoResult
     from pipeline.jobs.evaluate import EvaluateResult
     from pipeline.jobs.extract import Estimate, ExtractResult
+    from pipeline.jobs.import_weights import ImportResult
     from pipeline.jobs.rerank import RerankResult, SearchResult
     from pipeline.jobs.train import TrainResult
     from pipeline.jobs.upkeep import StoreInfo
@@ -250,6 +251,22 @@ def _direction_fields(found: DirectionResult) -> dict[str, object]:
 def _metric_fields(metrics: Metrics) -> dict[str, float]:
     recalls = {f"R@{k}": value for k, value in metrics.recall_at.items()}
     return {**recalls, "MdR": metrics.median_rank, "MnR": metrics.mean_rank}
+
+
+def show_import(result: ImportResult, as_json: bool) -> None:
+    """Print what became of a checkpoint, and what to do with it."""
+    if as_json:
+        _print_json(result)
+        return
+    files = result.files
+    unused = f", {files.num_ignored} that nothing reads left out" if files.num_ignored else ""
+    print(f"{files.num_tensors} tensors of {files.source}{unused}")
+    print(f"image-text model: {printable(str(files.weights))}")
+    if files.head is not None:
+        sizes = ", ".join(f"{name} {size}" for name, size in files.sizes.items())
+        print(f"head of {files.method} ({sizes}): {printable(str(files.head))}")
+    for command in result.next_commands:
+        print(f"next: {printable(command)}")
 
 
 def show_info(info: StoreInfo, as_json: bool) -> None:

@@ -25,12 +25,12 @@ class AnsweringOptions(Protocol):
 
     @property
     def method(self) -> str | None:
-        """Name of a reranker; None: token-binder with weights, eercf without."""
+        """Name of a reranker; None: the one that the weights are for, eercf without."""
         ...
 
     @property
     def weights(self) -> Path | None:
-        """What ``tbpipe train`` wrote; None with token-binder: those that ship with tbpipe."""
+        """What ``tbpipe train`` or ``import-weights`` wrote; None with token-binder: those that ship with tbpipe."""
         ...
 
     @property
@@ -63,16 +63,22 @@ def open_answering(store: Store, snapshot: Snapshot, options: AnsweringOptions) 
     if snapshot.generation() is None:
         raise StoreMissingError(f"{store.directory} has no index yet; run 'tbpipe index --store {store.directory}'")
     from stages.rerankers import TOKEN_BINDER, make_reranker
+    from stages.rerankers.head_weights import HEADS, method_of, open_reranker
     from stages.search import BroadView, open_index
 
-    method = options.method or ("eercf" if options.weights is None else TOKEN_BINDER)
-    if method != TOKEN_BINDER and options.weights is not None:
-        raise UsageError(f"--method {method} takes no --weights; leave them out, or use --method {TOKEN_BINDER}")
-    reranker = None if method == TOKEN_BINDER else make_reranker(method)
+    weights = options.weights
+    method = options.method or ("eercf" if weights is None else method_of(weights))
+    if weights is not None and method not in (TOKEN_BINDER, *HEADS):
+        known = ", ".join((TOKEN_BINDER, *HEADS))
+        raise UsageError(f"--method {method} takes no --weights; leave them out, or use one that does: {known}")
+    reranker = None if method == TOKEN_BINDER or weights is not None else make_reranker(method)
     index = open_index(snapshot)
     model = text_model(store, options.pretrained, options.device)
-    if reranker is None:
-        reranker = _token_binder(store, model, options.weights)
+    if method == TOKEN_BINDER:
+        reranker = _token_binder(store, model, weights)
+    elif reranker is None:
+        assert weights is not None
+        reranker = open_reranker(weights, method, store.settings, model.device)
     warnings = [BroadView(snapshot, index).staleness]
     if model.device.type == "cuda":
         warnings.append(index.copy_to_gpus())

@@ -36,6 +36,8 @@ _PARTS = {
 }
 _PROJECTIONS = {"text_projection.weight": "text_projection", "visual_projection.weight": "visual.proj"}
 _LAYER = re.compile(r"(text_model\.|vision_model\.)encoder\.layers\.(\d+)\.(.+)\.(weight|bias)")
+_BLOCK = re.compile(r"transformer\.resblocks\.(\d+)\.(.+)[._](weight|bias)")
+_MIXED = "{q,k,v}"
 _QUERY_KEY_VALUE = re.compile(r"self_attn\.([qkv])_proj")
 
 
@@ -59,11 +61,35 @@ def openai_names(state: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
         else:
             found[_plain(name, layer, key, path)] = tensor
     for name, parts in mixed.items():
-        missing = [letter for letter in "qkv" if letter not in parts]
-        if missing:
-            raise InputError(f"{path} lacks {missing[0]}_proj of what becomes {name}; the checkpoint is not whole")
+        theirs = official_name(name)
+        for letter in "qkv":
+            if letter not in parts:
+                raise InputError(f"{path} has no tensor {theirs.replace(_MIXED, letter)}; the checkpoint is not whole")
+            if parts[letter].shape != parts["q"].shape:
+                shapes = f"{list(parts[letter].shape)}, expected {list(parts['q'].shape)} as of q_proj"
+                raise InputError(f"{path}: tensor {theirs.replace(_MIXED, letter)} is {shapes}")
         found[name] = torch.cat([parts[letter] for letter in "qkv"])
     return found
+
+
+def official_name(name: str) -> str:
+    """The checkpoint's name of what we call ``name``; q, k and v stand together."""
+    for theirs, ours in {**_PROJECTIONS, "logit_scale": "logit_scale"}.items():
+        if name == ours:
+            return PREFIX + theirs
+    for theirs, ours in _NORMS.items():
+        if name.startswith(ours):
+            return PREFIX + theirs + name.removeprefix(ours)
+    tower = "vision_model." if name.startswith("visual.") else "text_model."
+    inner = name.removeprefix("visual.")
+    for theirs, ours in _NAMES.items():
+        if inner == ours:
+            return PREFIX + tower + theirs
+    block = _BLOCK.fullmatch(inner)
+    if block is None:
+        return name
+    parts = {**{ours: theirs for theirs, ours in _PARTS.items()}, "attn.in_proj": f"self_attn.{_MIXED}_proj"}
+    return f"{PREFIX}{tower}encoder.layers.{block[1]}.{parts.get(block[2], block[2])}.{block[3]}"
 
 
 def _plain(name: str, layer: re.Match[str] | None, key: str, path: Path) -> str:

@@ -7,7 +7,7 @@ of attention heads is in no tensor: a head is 64 wide in all of OpenAI's models.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,36 +32,51 @@ SIZES_ONLY = frozenset({"input_resolution", "context_length", "vocab_size"})
 
 
 def architecture_of(
-    state: Mapping[str, Tensor], path: Path, *, vision_heads: int | None = None, text_heads: int | None = None
+    state: Mapping[str, Tensor],
+    path: Path,
+    *,
+    vision_heads: int | None = None,
+    text_heads: int | None = None,
+    official: Callable[[str], str] = str,
 ) -> Architecture:
     """What the matrix shapes of ``state`` say; its name is open_clip's, or says the sizes where open_clip has none.
 
-    Only shapes are looked at: the tensors may be on the meta device. Raises InputError, naming ``path`` and the key.
+    Only shapes are looked at: the tensors may be on the meta device. Raises InputError, naming ``path`` and the key, by
+    the name that ``official`` gives it.
     """
-    vision_width, _, patch_size, _ = _shape(state, path, "visual.conv1.weight", 4)
-    grid = math.isqrt(_shape(state, path, "visual.positional_embedding", 2)[0] - 1)
-    embed_dim = _shape(state, path, "visual.proj", 2)[1]
-    vocab_size, text_width = _shape(state, path, "token_embedding.weight", 2)
+
+    def shape(key: str, num_axes: int) -> tuple[int, ...]:
+        if key not in state:
+            raise InputError(f"{path} has no tensor {official(key)}; is it the checkpoint of a CLIP with a ViT, whole?")
+        found = tuple(state[key].shape)
+        if len(found) != num_axes:
+            raise InputError(f"{path}: tensor {official(key)} is {list(found)}, expected {num_axes} axes")
+        return found
+
+    vision_width, _, patch_size, _ = shape("visual.conv1.weight", 4)
+    grid = math.isqrt(shape("visual.positional_embedding", 2)[0] - 1)
+    embed_dim = shape("visual.proj", 2)[1]
+    vocab_size, text_width = shape("token_embedding.weight", 2)
     vision: dict[str, Any] = {
         "image_size": grid * patch_size,
         "patch_size": patch_size,
         "width": vision_width,
-        "layers": _count_blocks(state, path, "visual.transformer.resblocks."),
+        "layers": _count_blocks(state, path, "visual.transformer.resblocks.", official),
         "head_width": vision_width // vision_heads if vision_heads else HEAD_WIDTH,
-        "mlp_ratio": _mlp_ratio(state, path, "visual.", vision_width),
+        "mlp_ratio": shape("visual.transformer.resblocks.0.mlp.c_fc.weight", 2)[0] / vision_width,
     }
     text = {
-        "context_length": _shape(state, path, "positional_embedding", 2)[0],
+        "context_length": shape("positional_embedding", 2)[0],
         "vocab_size": vocab_size,
         "width": text_width,
         "heads": text_heads or max(1, text_width // HEAD_WIDTH),
-        "layers": _count_blocks(state, path, "transformer.resblocks."),
-        "mlp_ratio": _mlp_ratio(state, path, "", text_width),
+        "layers": _count_blocks(state, path, "transformer.resblocks.", official),
+        "mlp_ratio": shape("transformer.resblocks.0.mlp.c_fc.weight", 2)[0] / text_width,
     }
     if "visual.temporal_embedding" in state:
         vision["video"] = CLIP_VIP
-        vision["num_proxies"] = 1 + _shape(state, path, "visual.added_cls", 2)[0]
-        vision["temporal_size"] = _shape(state, path, "visual.temporal_embedding", 3)[1]
+        vision["num_proxies"] = 1 + shape("visual.added_cls", 2)[0]
+        vision["temporal_size"] = shape("visual.temporal_embedding", 3)[1]
     name = f"{vision['layers']}x{vision_width} patches of {patch_size}, {text['layers']}x{text_width}"
     found = Architecture(name, embed_dim, vision, text, quick_gelu=True, preprocessing=ImagePreprocessing())
     return next((known for known in map(_known, (*NAMES, *VIDEO_MODELS)) if same_sizes(known, found)), found)
@@ -86,23 +101,9 @@ def _known(name: str) -> Architecture:
     return resolve(name, "", {})
 
 
-def _shape(state: Mapping[str, Tensor], path: Path, key: str, num_axes: int) -> tuple[int, ...]:
-    if key not in state:
-        raise InputError(f"{path} has no tensor {key}; are these the weights of a CLIP with a ViT image tower?")
-    shape = tuple(state[key].shape)
-    if len(shape) != num_axes:
-        raise InputError(f"{path}: tensor {key} is {list(shape)}, expected {num_axes} axes")
-    return shape
-
-
-def _count_blocks(state: Mapping[str, Tensor], path: Path, prefix: str) -> int:
+def _count_blocks(state: Mapping[str, Tensor], path: Path, prefix: str, official: Callable[[str], str]) -> int:
     numbers = {key.removeprefix(prefix).split(".")[0] for key in state if key.startswith(prefix)}
-    if numbers != {str(number) for number in range(len(numbers))} or not numbers:
-        raise InputError(
-            f"{path} has the blocks {prefix}{{{', '.join(sorted(numbers))}}}, expected 0, 1, 2 ... without gaps"
-        )
+    for number in range(max(1, len(numbers))):
+        if str(number) not in numbers:
+            raise InputError(f"{path} has no tensor {official(f'{prefix}{number}.ln_1.weight')}; is it whole?")
     return len(numbers)
-
-
-def _mlp_ratio(state: Mapping[str, Tensor], path: Path, prefix: str, width: int) -> float:
-    return _shape(state, path, f"{prefix}transformer.resblocks.0.mlp.c_fc.weight", 2)[0] / width

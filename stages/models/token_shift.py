@@ -17,7 +17,7 @@ SUFFIX = "-tokenshift"
 NUM_GROUPS = 7
 """One token of so many comes from the frame before, another one from the frame after."""
 _FIRST_BACK, _FIRST_AHEAD = 1, 4
-_NUM_BLOCKS = 2
+NUM_BLOCKS = 2
 """The last so many blocks shift: 10 and 11 of the 12 of ViT-B."""
 
 
@@ -53,9 +53,9 @@ def run_blocks(transformer: Any, hidden: Tensor, num_frames: int, frame_mask: Te
     if not transformer.batch_first:
         raise UsageError("the token shift needs a transformer with the batch first; this open_clip has it last")
     blocks = list(transformer.resblocks)
-    for block in blocks[:-_NUM_BLOCKS]:
+    for block in blocks[:-NUM_BLOCKS]:
         hidden = block(hidden)
-    for block in blocks[-_NUM_BLOCKS:]:
+    for block in blocks[-NUM_BLOCKS:]:
         normalised = block.ln_1(hidden).unflatten(0, (-1, num_frames))
         hidden = hidden + block.ls_1(block.attention(shift_tokens(normalised, frame_mask).flatten(0, 1)))
         hidden = hidden + block.ls_2(block.mlp(block.ln_2(hidden)))

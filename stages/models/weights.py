@@ -38,6 +38,9 @@ FOLDER_WEIGHTS = ("open_clip_model.safetensors", "model.safetensors", "open_clip
 SHIPPED = "shipped"
 """What stands for the weights of a model that brings its own, in place of a tag or a path."""
 
+_SAFETENSORS_START = 8
+"""Bytes before a safetensors file's header, a JSON object: its length, far below 2^48."""
+
 TEXT_KEYS = ("text_projection", "positional_embedding", "token_embedding", "transformer", "ln_final", "cls_emb")
 """First parts of the text tower's keys in the original CLIP layout."""
 
@@ -149,7 +152,22 @@ class StateReader:
 
 def read_state(path: Path) -> Mapping[str, Tensor]:
     """The tensors of a weight file by their own keys. Raises InputError for one that cannot be used."""
+    if path.suffix not in SUFFIXES:
+        raise InputError(f"{path} is not a weight file; expected one of {', '.join(SUFFIXES)}")
     return _open_safetensors(path) if path.suffix == ".safetensors" else _load_pickle(path)
+
+
+def read_checkpoint(path: Path) -> Mapping[str, Tensor]:
+    """The same of a file of any name, such as pytorch_model.bin.4: what it is, its bytes say."""
+    try:
+        with path.open("rb") as file:
+            start = file.read(_SAFETENSORS_START + 1)
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}") from error
+    is_safetensors = (
+        start[_SAFETENSORS_START:] == b"{" and start[_SAFETENSORS_START - 2 : _SAFETENSORS_START] == b"\0\0"
+    )
+    return _open_safetensors(path) if is_safetensors else _load_pickle(path)
 
 
 def write_weights(path: Path, tensors: Mapping[str, Tensor]) -> None:
@@ -268,6 +286,16 @@ def _download_failed(what: str, error: Exception) -> str:
     )
 
 
+def _is_torchscript(path: Path) -> bool:
+    if not zipfile.is_zipfile(path):
+        return False
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return any(name.endswith("/constants.pkl") for name in archive.namelist())
+    except (OSError, zipfile.BadZipFile):
+        return False
+
+
 def _first_line(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0][:160]
 
@@ -301,8 +329,11 @@ def _open_safetensors(path: Path) -> Mapping[str, Tensor]:
 
 
 def _load_pickle(path: Path) -> Mapping[str, Tensor]:
-    if path.suffix not in SUFFIXES:
-        raise InputError(f"{path} is not a weight file; expected one of {', '.join(SUFFIXES)}")
+    if _is_torchscript(path):
+        raise InputError(
+            f"{path} is a TorchScript program, as OpenAI ships CLIP, and no program is ever run: --pretrained openai "
+            "downloads the same weights; or save its state dict with torch.save"
+        )
     try:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:

@@ -27,12 +27,17 @@ RERANKERS: dict[str, Callable[[], Reranker]] = {
 }
 """Name -> a class that needs no weights."""
 
+ONLY_WITH_WEIGHTS = ("clip4clip-tight",)
+"""Methods of ``head_weights.HEADS`` that are not in RERANKERS."""
+
 TOKEN_BINDER = "token-binder"
 """The reranker that needs weights: ``stages.rerankers.token_binder.TokenBinderReranker.open``."""
 
 
 def make_reranker(name: str) -> Reranker:
-    """The reranker with this name that needs no weights. Raises UsageError naming the nearest one."""
+    """The reranker with this name, without weights. Raises UsageError, naming the nearest one if there is none."""
+    if name in ONLY_WITH_WEIGHTS:
+        raise UsageError(f"--method {name} has no form without weights; give them with --weights FILE")
     if name not in RERANKERS:
         known = [*RERANKERS, TOKEN_BINDER]
         near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]

@@ -41,6 +41,10 @@ _GPU_PART_BYTES = 1 << 30
 """float32 tokens that are scored at once on a GPU."""
 
 
+ANY_TOKENS = "any"
+"""Value of ``keep_tokens`` for weights that look at the frame embeddings only, which every store has."""
+
+
 @dataclass(frozen=True, slots=True)
 class FeatureKind:
     """Which features the weights were trained on; those of another model or of other tokens mean nothing to them."""
@@ -59,7 +63,7 @@ class FeatureKind:
     def require(self, settings: StoreSettings, path: Path) -> None:
         """Raise FingerprintError unless a store with these settings holds such features."""
         found = FeatureKind.of(settings)
-        wrong = [name for name, value in asdict(self).items() if asdict(found)[name] != value]
+        wrong = [name for name, value in asdict(self).items() if value not in (ANY_TOKENS, asdict(found)[name])]
         if wrong:
             stored = ", ".join(f"{name} {asdict(found)[name]}" for name in wrong)
             trained = ", ".join(f"{name} {asdict(self)[name]}" for name in wrong)

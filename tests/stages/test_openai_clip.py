@@ -57,5 +57,5 @@ def test_a_tensor_that_is_missing_is_named(key: str, message: str) -> None:
 
 def test_a_block_that_is_missing_is_named() -> None:
     state = {key: value for key, value in reference_model().state_dict().items() if ".resblocks.0." not in key}
-    with pytest.raises(InputError, match=r"blocks visual.transformer.resblocks.\{1\}, expected 0, 1"):
+    with pytest.raises(InputError, match=r"no tensor visual\.transformer\.resblocks\.0\.ln_1\.weight"):
         architecture_of(state, FILE)
