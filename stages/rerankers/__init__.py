@@ -11,6 +11,7 @@ from stages.rerankers.clip4clip import Clip4ClipReranker
 from stages.rerankers.eercf import EercfReranker
 from stages.rerankers.late_interaction import LateInteractionReranker
 from stages.rerankers.ts2net import Ts2NetReranker
+from stages.rerankers.ucofia import UcofiaReranker
 from stages.rerankers.wti import WtiReranker
 from stages.rerankers.xclip import XClipReranker
 
@@ -20,6 +21,7 @@ RERANKERS: dict[str, Callable[[], Reranker]] = {
     "eercf": EercfReranker,
     "clip4clip": Clip4ClipReranker,
     "ts2-net": Ts2NetReranker,
+    "ucofia": UcofiaReranker,
     "x-clip": XClipReranker,
     "wti": WtiReranker,
     "late-interaction": LateInteractionReranker,

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy, normalize
+from torch.nn.functional import normalize
 
 from stages.models import image
 from stages.models.architecture import Architecture, ImagePreprocessing
@@ -14,6 +14,7 @@ from stages.models.token_shift import shift_tokens
 from stages.rerankers.selection import PredictorA, TokenSelector
 from stages.rerankers.temporal import pool
 from stages.rerankers.ts2net import Ts2NetHead, Ts2NetVideos, weigh_frames
+from stages.training.losses import contrastive
 from tests.golden.check import EXACT, FEATURES, GRADIENTS, LOGITS, Arrays, Tolerance
 
 
@@ -79,8 +80,7 @@ def _trained(arrays: Arrays, head: Ts2NetHead) -> dict[str, Any]:
     selected = head.visual_token_selector(tokens, None, given["noise"], float(arrays["cfg.sigma"]))
     videos = head.of_selected(selected, given["frame_mask"].bool())
     logits = head.score(normalize(text, dim=-1)[None], videos).T
-    right = torch.arange(len(logits))
-    loss = (cross_entropy(logits, right) + cross_entropy(logits.T, right)) / 2
+    loss = contrastive(logits)
     loss.backward()
     found = {
         "out.train_loss": loss,

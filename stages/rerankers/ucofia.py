@@ -1,0 +1,311 @@
+"""UCoFiA (Wang et al., ICCV 2023): video against sentence, frames against sentence, selected patches against words.
+
+The token shift, which its image tower has from TS2-Net, is in ``stages.models.token_shift``; the biases of its
+evaluation, one for each of the three similarities, are in ``stages.normalise``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from stages.rerankers.base import QueryBatch
+from stages.rerankers.fixed_shape import linear, products, softmax, total
+from stages.rerankers.matrices import TEMPERATURE, fitted, identity
+from stages.rerankers.pairwise import PairwiseReranker, Shared
+from stages.rerankers.selection import NUM_PATCHES, PredictorA, PredictorB, TokenSelector
+from stages.rerankers.temporal import NUM_POSITIONS, TemporalHead, pool, temporal_sizes
+from stages.rerankers.words import RealWords
+
+Term = Literal["video_sentence", "frame_sentence", "patch_word"]
+TERMS: tuple[Term, ...] = ("video_sentence", "frame_sentence", "patch_word")
+
+_SMALLEST_LOGIT = -60.0
+"""Against 1, exp(-60) is nothing; exp(-100) is a denormal number, with which a processor is 50 times slower."""
+_PREDICTOR = "visual_token_selector.score_predictor.in_conv.1.weight"
+_UNUSED = frozenset({"word_logit_weight", "frame_mat_weight", "frame_mat_weight2", "word_mat_weight_for_pixel"})
+"""Parameters of the released checkpoints that no formula has."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class UcofiaTexts:
+    """What does not depend on the video, of T texts; the axes of T may have any shape."""
+
+    sentence: Tensor
+    """float32 [T, D], unit length."""
+    words: Tensor
+    """float32 [T, W, D], unit length."""
+    word_mask: Tensor
+    """bool [T, W], True = takes part; one does in every text."""
+
+    def __getitem__(self, rows: slice | Tensor | int) -> UcofiaTexts:
+        """Some of the texts."""
+        return UcofiaTexts(self.sentence[rows], self.words[rows], self.word_mask[rows])
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class UcofiaVideos:
+    """What does not depend on the query, of c videos: matrices of weights are already multiplied into it."""
+
+    for_sentence: Tensor
+    """float32 [c, F + 1, D], what sentences meet: the unit-length frames and the video v G1 G^T."""
+    for_words: Tensor
+    """float32 [c, F, E, D], what words meet: [CLS] and the selected patches of each frame, times L1 L^T."""
+    frame_mask: Tensor
+    """bool [c, F], True = takes part."""
+
+    def __getitem__(self, rows: slice | Tensor) -> UcofiaVideos:
+        """Some of the videos."""
+        return UcofiaVideos(self.for_sentence[rows], self.for_words[rows], self.frame_mask[rows])
+
+
+class UcofiaHead(TemporalHead):
+    """The mean of three similarities at three grains.
+
+    With t, w, f the unit-length sentence, words and frames, v the mean direction of the frames after the temporal
+    transformer, p the selected tokens of all frames as they are, and the twice sharpened sum
+    B(x; M) = sum_j softmax(softmax(x / 0.01) M / 0.01)_j x_j:
+
+        video_sentence = s (t G) . (v G1)
+        frame_sentence = s B(t.f; M_1)                                    over the frames
+        patch_word     = (B(B(C; M_2); M_3) + B(B(C; M_4); M_5)) / 2      with C = (w L) . (p L1): words first, then
+                                                                          patches, and patches first, then words
+
+    patch_word has no logit scale: the patches' own length, about 10, stands for it. That length is a property of
+    OpenAI's weights, so the zero-shot head, without any matrices, takes patches of unit length and the scale s.
+
+    Padding takes part in nothing, unless ``official`` asks for the sums of the released code. Those have no mask but
+    the frames' in v, and in evaluation (``eval()``) they leave L1 out, though training (``train()``) has it.
+    """
+
+    name = "ucofia"
+    sees_patches = True
+    sees_lengths = True
+
+    def __init__(
+        self,
+        width: int = 0,
+        num_layers: int = 0,
+        num_heads: int | None = None,
+        num_positions: int = NUM_POSITIONS,
+        *,
+        num_words: int = 0,
+        num_frames: int = 0,
+        num_patches: int = NUM_PATCHES,
+        predictor: PredictorA | PredictorB | None = None,
+        official: bool = False,
+    ) -> None:
+        """D; the temporal transformer; W and F of the matrices of weights, 0 for none: then they are the identity.
+
+        num_patches: k, patches kept of a frame; without a predictor they are selected as ``TokenSelector`` says.
+        """
+        super().__init__(width, num_layers, num_heads, num_positions)
+        self.official = official
+        self.visual_token_selector = TokenSelector(predictor, num_patches)
+        self._has_matrices = num_words > 0 and num_frames > 0
+        num_tokens = (1 + num_patches) * num_frames
+        self.global_mat_weight = identity(width if self._has_matrices else 0)
+        self.global_mat_weight_1 = identity(width if self._has_matrices else 0)
+        self.local_mat_weight = identity(width if self._has_matrices else 0)
+        self.local_mat_weight1 = identity(width if self._has_matrices else 0)
+        self.frame_logit_weight = identity(num_frames)
+        self.word_mat_weight = identity(num_words)
+        self.word_mat_weight2 = identity(num_words)
+        self.pixel_mat_weight = identity(num_tokens)
+        self.pixel_mat_weight2 = identity(num_tokens)
+
+    @classmethod
+    def of_state(
+        cls, state: Mapping[str, Tensor], num_heads: int | None = None, *, official: bool = False
+    ) -> UcofiaHead:
+        """With the weights of a released checkpoint, the image-text model's left out and ``clip.`` taken away.
+
+        The shape of its predictor says which of the two it is.
+        """
+        width, num_frames = len(state["global_mat_weight"]), len(state["frame_logit_weight"])
+        is_first = state[_PREDICTOR].shape[1] == width
+        sizes = {"width": width, "num_words": len(state["word_mat_weight"]), "num_frames": num_frames}
+        sizes |= {"num_patches": len(state["pixel_mat_weight"]) // num_frames - 1, **temporal_sizes(state)}
+        predictor = PredictorA(width) if is_first else PredictorB(width)
+        head = cls(num_heads=num_heads, predictor=predictor, official=official, **sizes)
+        head.load_state_dict({name: weight for name, weight in state.items() if name not in _UNUSED})
+        return head
+
+    def texts(self, queries: QueryBatch) -> UcofiaTexts:
+        """Unit-length sentences and words."""
+        mask = torch.ones_like(queries.word_mask) if self.official else queries.word_mask
+        mask = mask | (torch.arange(mask.shape[1], device=mask.device) == 0) & ~mask.any(1, keepdim=True)
+        return UcofiaTexts(normalize(queries.sentence, dim=-1), normalize(queries.words, dim=-1), mask)
+
+    def videos(self, tokens: Tensor, frame_mask: Tensor, noise: Tensor | None = None) -> UcofiaVideos:
+        """Frames, video and patches as texts meet them. ``noise``: that of ``TokenSelector``."""
+        selected = self.visual_token_selector(tokens, None if self.official else frame_mask, noise)
+        return self.of_selected(tokens[:, :, 0], selected, frame_mask)
+
+    def of_selected(self, frames: Tensor, selected: Tensor, frame_mask: Tensor) -> UcofiaVideos:
+        """The same of frames float32 [c, F, D] and selected tokens [c, F, E, D], raw; row 0 of E = [CLS]."""
+        if not self.official:
+            frames = frames.masked_fill(~frame_mask.unsqueeze(-1), 0.0)
+            selected = selected.masked_fill(~frame_mask[..., None, None], 0.0)
+        video = pool(self.temporal(frames, frame_mask), frame_mask).unsqueeze(1)
+        if self.global_mat_weight is not None and self.global_mat_weight_1 is not None:
+            video = linear(linear(video, self.global_mat_weight_1.T), self.global_mat_weight)
+        if not self._has_matrices:
+            selected = normalize(selected, dim=-1)
+        if self.local_mat_weight1 is not None and (self.training or not self.official):
+            selected = linear(selected, self.local_mat_weight1.T)
+        if self.local_mat_weight is not None:
+            selected = linear(selected, self.local_mat_weight)
+        taking_part = torch.ones_like(frame_mask) if self.official else frame_mask
+        return UcofiaVideos(torch.cat([normalize(frames, dim=-1), video], 1), selected, taking_part)
+
+    def score(self, texts: UcofiaTexts, videos: UcofiaVideos) -> Tensor:
+        """Scores float32 [c, Q] of the texts [1, Q, ...] with every video."""
+        scores = [self.term(name, texts[0], videos) for name in TERMS]
+        return ((scores[0] + scores[1] + scores[2]) / 3).T
+
+    def term(self, name: Term, texts: UcofiaTexts, videos: UcofiaVideos) -> Tensor:
+        """One of the similarities of Q texts with c videos, float32 [Q, c]."""
+        if name == "patch_word":
+            found = self._patch_word(texts, videos)
+            return found if self._has_matrices else self.logit_scale.exp() * found
+        meets = videos.for_sentence[:, -1:] if name == "video_sentence" else videos.for_sentence[:, :-1]
+        logits = _logits(texts.sentence, meets)  # [Q, c, 1 or F]
+        if name == "frame_sentence":
+            logits = _over_last(logits, _real(videos.frame_mask), self.frame_logit_weight)
+        return self.logit_scale.exp() * TEMPERATURE * logits.view(len(texts.sentence), -1)
+
+    def _patch_word(self, texts: UcofiaTexts, videos: UcofiaVideos) -> Tensor:
+        """Text by text, so that each meets its own words only and what is worked on stays in the cache."""
+        _, num_frames, per_frame, _ = videos.for_words.shape
+        mask = _real(videos.frame_mask.repeat_interleave(per_frame, 1))
+        first, second = (self._for_patches(matrix, num_frames, per_frame) for matrix in self._pixel_matrices)
+        words = RealWords(texts.word_mask)
+        logits = _logits(texts.words[texts.word_mask], videos.for_words.flatten(1, 2))  # [R, c, N], R words in all
+        of_texts = torch.split(logits, texts.word_mask.sum(1).tolist())
+        by_patch = torch.stack([_over_words(of_text, self.word_mat_weight) for of_text in of_texts])  # [Q, c, N]
+        by_word = words.unpack(torch.cat([_over_last(of_text, mask, first) for of_text in of_texts]))  # [Q, W, c]
+        from_words = _over_padded_words(by_word, words.mask.unsqueeze(-1), self.word_mat_weight2)
+        return TEMPERATURE * (_over_last(by_patch, mask, second) + from_words) / 2
+
+    @property
+    def _pixel_matrices(self) -> tuple[Tensor | None, Tensor | None]:
+        return self.pixel_mat_weight, self.pixel_mat_weight2
+
+    def _for_patches(self, matrix: Tensor | None, num_frames: int, per_frame: int) -> Tensor | None:
+        """A matrix over the 1 + k tokens of each frame for this many frames, where only E of the tokens are there."""
+        if matrix is None:
+            return None
+        full = 1 + self.visual_token_selector.num_patches
+        matrix = fitted(matrix, num_frames * full)
+        if per_frame == full:
+            return matrix
+        rows = (torch.arange(num_frames)[:, None] * full + torch.arange(per_frame)).flatten()
+        return matrix[rows][:, rows]
+
+
+class _OneTerm:
+    """One of the three similarities as a method of its own."""
+
+    sees_patches = True
+    sees_lengths = True
+
+    def __init__(self, head: UcofiaHead, term: Term) -> None:
+        self.name = f"{head.name} {term}"
+        self._head, self._term = head, term
+        self.texts, self.videos = head.texts, head.videos
+
+    @property
+    def logit_scale(self) -> Tensor:
+        """The head's."""
+        return self._head.logit_scale
+
+    def score(self, texts: UcofiaTexts, videos: UcofiaVideos) -> Tensor:
+        """Scores float32 [c, Q] of the texts [1, Q, ...] with every video."""
+        return self._head.term(self._term, texts[0], videos).T
+
+
+class UcofiaReranker(PairwiseReranker):
+    """UCoFiA as a reranker; without a head, its zero-shot form."""
+
+    def __init__(self, head: UcofiaHead | None = None) -> None:
+        head = head or UcofiaHead()
+        shared = Shared(num_queries=32, num_videos=32)
+        super().__init__(head, shared)
+        self.parts = tuple(PairwiseReranker(_OneTerm(head, term), shared) for term in TERMS)
+        """Rerankers by one similarity each, of which this one's score is the mean."""
+
+
+# B(x; M), given x / 0.01 and giving B / 0.01: then the first softmax has nothing to divide
+
+
+def _logits(rows: Tensor, videos: Tensor) -> Tensor:
+    """Products of rows float32 [R, D] and videos [c, N, D], divided by 0.01: [R, c, N]."""
+    return products(rows / TEMPERATURE, videos.flatten(0, 1)).view(len(rows), *videos.shape[:2])
+
+
+def _real(mask: Tensor) -> Tensor | None:
+    """The mask, or None where it masks nothing."""
+    return None if bool(mask.all()) else mask
+
+
+def _powers(logits: Tensor, dim: int, mask: Tensor | None = None) -> Tensor:
+    """exp(logits), the largest over ``dim`` 1 and none a denormal number; 0 where mask is False."""
+    if mask is not None:
+        logits = logits.masked_fill(~mask, -torch.inf)
+    shifted = logits - logits.amax(dim, keepdim=True)
+    if torch.is_grad_enabled():
+        powers = shifted.clamp_min(_SMALLEST_LOGIT).exp()
+    else:
+        powers = shifted.clamp_min_(_SMALLEST_LOGIT).exp_()
+    return powers if mask is None else powers.masked_fill(~mask, 0.0)
+
+
+def _mixing(matrix: Tensor | None, size: int) -> Tensor | None:
+    """[size + 1, size]: what makes of powers, from the left, the logits of the second softmax, and their sum."""
+    if matrix is None:
+        return None
+    return torch.cat([fitted(matrix, size).T / TEMPERATURE, matrix.new_ones(1, size)])
+
+
+def _over_last(logits: Tensor, mask: Tensor | None, matrix: Tensor | None) -> Tensor:
+    """B over the last axis of float32 [..., c, N], whose N is that of a store; mask bool [c, N]."""
+    powers, mixing = _powers(logits, -1, mask), _mixing(matrix, logits.shape[-1])
+    if mixing is None:
+        second = powers / (TEMPERATURE * powers.sum(-1, keepdim=True))
+    else:
+        mixed = linear(powers, mixing)
+        second = mixed[..., :-1] / mixed[..., -1:]
+    powers = _powers(second, -1, mask)
+    return (powers * logits).sum(-1) / powers.sum(-1)
+
+
+def _over_words(logits: Tensor, matrix: Tensor | None) -> Tensor:
+    """B over the first axis of float32 [W, c, N], the words of one text: [c, N].
+
+    Every sum is a product with ones, video by video: its last bits then depend on that video only.
+    """
+    num_words, num_videos, _ = logits.shape
+    ones = logits.new_ones(num_videos, 1, num_words)
+    powers, mixing = _powers(logits, 0).transpose(0, 1), _mixing(matrix, num_words)
+    if mixing is None:
+        second = powers / (TEMPERATURE * torch.bmm(ones, powers))
+    else:
+        mixed = torch.bmm(mixing.expand(num_videos, -1, -1), powers)
+        second = mixed[:, :-1] / mixed[:, -1:]
+    powers = _powers(second, 1)
+    return (torch.bmm(ones, powers * logits.transpose(0, 1)) / torch.bmm(ones, powers))[:, 0]
+
+
+def _over_padded_words(logits: Tensor, mask: Tensor, matrix: Tensor | None) -> Tensor:
+    """B over the middle axis of float32 [Q, W, c]; mask bool [Q, W, 1], True = a word: [Q, c]."""
+    weights = softmax(logits.masked_fill(~mask, -torch.inf), 1)
+    if matrix is not None:
+        weights = linear(weights.movedim(1, -1), fitted(matrix, logits.shape[1]).T).movedim(-1, 1)
+    weights = softmax((weights / TEMPERATURE).masked_fill(~mask, -torch.inf), 1)
+    return total(weights * logits, 1)
