@@ -10,6 +10,7 @@ from typing import Any, Literal, get_args
 
 from index_store.errors import InputError, UsageError
 from stages.rerankers.fusion import Head
+from stages.training.losses import Contrast
 from stages.training.optimisers import OptimiserName, ScheduleName
 
 if sys.version_info >= (3, 11):
@@ -22,6 +23,15 @@ Precision = Literal["auto", "float32", "bfloat16"]
 
 EpochOf = Literal["videos", "captions"]
 """What an epoch goes through: each video once, with a caption at random; or as many pairs as there are captions."""
+
+_CHOICES: dict[str, Any] = {
+    "precision": Precision,
+    "optimiser": OptimiserName,
+    "schedule": ScheduleName,
+    "epoch_of": EpochOf,
+    "contrast": Contrast,
+}
+"""Fields of TrainConfig that are one of several words."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,6 +67,8 @@ class TrainConfig:
     """Share of the steps in which the learning rate rises."""
     neighbours: int = 3
     """To every video drawn for a batch, so many of its nearest neighbours are added: hard negatives for its caption."""
+    contrast: Contrast = "mean"
+    """Loss of the broad view; those of the published systems are exactly theirs."""
     v2t: bool = True
     """Train both directions."""
     focused: bool = True
@@ -86,8 +98,7 @@ class TrainConfig:
             raise UsageError(f"validation_run = {self.validation_run}, expected 1 video or more")
         if not 0 < self.epochs < float("inf") or not 0 <= self.validation < 1:
             raise UsageError(f"epochs = {self.epochs} must be above 0, validation = {self.validation} within [0, 1)")
-        choices = {"precision": Precision, "optimiser": OptimiserName, "schedule": ScheduleName, "epoch_of": EpochOf}
-        for name, known in choices.items():
+        for name, known in _CHOICES.items():
             if getattr(self, name) not in get_args(known):
                 raise UsageError(f"{name} = {getattr(self, name)!r}, expected one of {', '.join(get_args(known))}")
 

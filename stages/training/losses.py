@@ -1,7 +1,8 @@
 """Contrastive losses of the published systems, each a function of a square matrix of scores.
 
-Scores S [B, B], texts by videos, already times the scale; the diagonal holds the pairs that belong together. Every loss
-is a scalar and can be differentiated. Where a direction is not said, both count, from text to video and back.
+Scores S [B, B], texts by videos, already times the scale; the diagonal holds the pairs that belong together. Every
+loss is a scalar and can be differentiated. Where a direction is not said, both count, from text to video and back. A
+score of -inf says that a pair is neither right nor wrong.
 """
 
 from __future__ import annotations
@@ -17,6 +18,12 @@ from torch.nn import functional
 Reduction = Literal["mean", "sum"]
 """Of the two directions: the mean in the CLIP4Clip family and in TokenBinder, the sum in CLIP-ViP."""
 
+Contrast = Literal["mean", "sum", "dual-softmax", "mil-nce", "max-margin", "triplet"]
+"""What ``tbpipe train`` can be told for the broad view; mean and sum are ``contrastive``."""
+ON_COSINES = frozenset({"max-margin", "triplet"})
+MARGIN = 0.2
+"""Of those."""
+
 
 def cross_entropy(scores: Tensor) -> Tensor:
     """Mean over the rows of -log softmax(S_i)_i: one direction."""
@@ -31,8 +38,14 @@ def contrastive(scores: Tensor, reduction: Reduction = "mean") -> Tensor:
 
 def dual_softmax_contrastive(scores: Tensor, reduction: Reduction = "sum") -> Tensor:
     """As ``contrastive``, S being replaced by S softmax(S, over the queries), in each direction by its own queries."""
-    total = cross_entropy(scores * scores.softmax(dim=0)) + cross_entropy(scores.T * scores.softmax(dim=1).T)
+    total = cross_entropy(_weighed(scores)) + cross_entropy(_weighed(scores.T))
     return total / 2 if reduction == "mean" else total
+
+
+def _weighed(scores: Tensor) -> Tensor:
+    """S softmax(S) over the rows; -inf stays, where 0 times it would be no number."""
+    is_out = scores.isneginf()
+    return (scores.masked_fill(is_out, 0) * scores.softmax(dim=0)).masked_fill(is_out, -torch.inf)
 
 
 def hard_negatives(scores: Tensor, number: int, reduction: Reduction = "sum") -> Tensor:
@@ -96,6 +109,17 @@ def shared_video(subtitles: Tensor, captions: Tensor) -> Tensor:
     wrong = torch.cat([_wrong(subtitles.T), _wrong(captions.T)], dim=1)
     to_texts = _first(subtitles.diagonal(), wrong) + _first(captions.diagonal(), wrong)
     return cross_entropy(subtitles) + cross_entropy(captions) + to_texts
+
+
+def contrast(name: Contrast, scores: Tensor) -> Tensor:
+    """The loss of that name; scores [B, B] are cosines for those ON_COSINES, times the scale for the others."""
+    if name == "max-margin":
+        return max_margin(scores, MARGIN)
+    if name == "triplet":
+        return triplet(scores, MARGIN)
+    if name == "dual-softmax":
+        return dual_softmax_contrastive(scores)
+    return mil_nce(scores) if name == "mil-nce" else contrastive(scores, name)
 
 
 def _wrong(scores: Tensor) -> Tensor:

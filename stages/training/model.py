@@ -24,7 +24,7 @@ from stages.rerankers.fusion import FusionConfig, FusionNetwork, VideoTokens
 from stages.rerankers.token_binder import TokenBinderWeights, part_of
 from stages.tokens import keep_tokens
 from stages.training.config import Precision
-from stages.training.losses import contrastive
+from stages.training.losses import ON_COSINES, Contrast, contrast
 
 MAX_LOGIT_SCALE = 100.0
 """As CLIP: the temperature is not let below 0.01."""
@@ -41,13 +41,15 @@ class TokenBinderModel(nn.Module):
         start: TokenBinderWeights | None = None,
         precision: Precision = "float32",
         keep: str | None = None,
+        contrast: Contrast = "mean",
     ) -> None:
         """Start from the text tower of ``clip``, untrained: I_1 is its sentence and Delta is 0; or from ``start``.
 
         ``precision``: of the matrix products while the module is in training mode. ``keep``: the image tower
-        learns too, and these tokens of a frame are used, as TokenSettings names them.
+        learns too, and these tokens of a frame are used, as TokenSettings names them. ``contrast``: the broad view's.
         """
         super().__init__()
+        self._contrast = contrast
         self._precision = precision
         self._keep = keep
         if keep is not None and clip.sees_videos:
@@ -115,9 +117,13 @@ class TokenBinderModel(nn.Module):
         return {**found, "text.token_embedding.weight": words, "logit_scale": scale}
 
     def broad_loss(self, indicators: Tensor, pooled: Tensor, same: Tensor) -> Tensor:
-        """(l_t2v + l_v2t) / 2 of B pairs. pooled [B, D]; same bool [B, B]: other pairs that are right as well."""
-        logits = self.scale * normalize(indicators[:, 0], dim=-1) @ pooled.T
-        return contrastive(logits.masked_fill(same, -torch.inf))
+        """(l_t2v + l_v2t) / 2 of B pairs, or another contrast that was asked for.
+
+        pooled [B, D]; same bool [B, B]: other pairs that are right as well.
+        """
+        sentences = normalize(indicators[:, 0], dim=-1)
+        scores = (sentences if self._contrast in ON_COSINES else self.scale * sentences) @ pooled.T
+        return contrast(self._contrast, scores.masked_fill(same, -torch.inf))
 
     def focused_scores(
         self, indicators: Tensor, videos: VideoTokens, broad: Tensor, is_candidate: Tensor | None = None

@@ -106,7 +106,8 @@ class Trainer:
             hidden=max(64, settings.embed_dim // 4),
         )
         keep = settings.tokens.keep if files else None
-        self.model = TokenBinderModel(clip, fusion, config.seed, start, config.precision, keep).to(device)
+        told = (config.precision, keep, config.contrast)
+        self.model = TokenBinderModel(clip, fusion, config.seed, start, *told).to(device)
         self.frames = FrameReader(files, settings, device, self.ranks) if files else None
         """Where the image tower learns, what decodes for it; None: the features are what they are."""
         self.train_on, self.validate_on = corpus.split(config.validation, config.seed, config.validation_run)

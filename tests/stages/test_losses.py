@@ -1,12 +1,16 @@
 from __future__ import annotations
 
 from math import exp, log
+from typing import get_args
 
 import pytest
 import torch
 from torch import Tensor
 
 from stages.training.losses import (
+    ON_COSINES,
+    Contrast,
+    contrast,
     contrastive,
     cross_entropy,
     dual_softmax_contrastive,
@@ -98,6 +102,25 @@ def test_two_texts_of_a_video_are_no_negatives_of_each_other() -> None:
         wrong = [kind[text, video].item() for kind in (S, captions) for text in range(3) if text != video]
         to_texts += (nll(S[video, video].item(), *wrong) + nll(captions[video, video].item(), *wrong)) / 3
     assert found == pytest.approx(cross_entropy(S).item() + cross_entropy(captions).item() + to_texts)
+
+
+@pytest.mark.parametrize("name", get_args(Contrast))
+def test_every_contrast_of_the_broad_view_has_a_finite_gradient_around_pairs_that_are_masked_out(
+    name: Contrast,
+) -> None:
+    generator = torch.Generator().manual_seed(1)
+    cosines = (torch.rand(6, 6, generator=generator) / 2).requires_grad_()
+    scale = torch.tensor(20.0, requires_grad=True)
+    masked = torch.zeros(6, 6, dtype=torch.bool)
+    masked[1, 4] = masked[4, 1] = True
+    scores = (cosines if name in ON_COSINES else scale * cosines).masked_fill(masked, -torch.inf)
+    loss = contrast(name, scores)
+    (gradient, of_scale) = torch.autograd.grad(loss, (cosines, scale), allow_unused=True)
+    assert loss.isfinite()
+    assert gradient.isfinite().all()
+    assert (gradient[masked] == 0).all()
+    assert (gradient.diagonal() <= 0).all()  # pairs that belong together are drawn together
+    assert (of_scale is None) == (name in ON_COSINES)
 
 
 @pytest.mark.parametrize(

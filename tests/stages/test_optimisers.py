@@ -128,3 +128,5 @@ def test_every_name_has_its_schedule_and_others_are_refused() -> None:
         TrainConfig(schedule="sine")  # type: ignore[arg-type]
     with pytest.raises(UsageError, match="optimiser = 'sgd', expected one of adamw, bertadam"):
         TrainConfig(optimiser="sgd")  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="contrast = 'cosine', expected one of mean, sum, dual-softmax"):
+        TrainConfig(contrast="cosine")  # type: ignore[arg-type]

@@ -79,7 +79,7 @@ def test_training_finds_held_out_videos_that_the_broad_view_cannot_tell_apart(da
         (-1, 6, {}),
         (6, -1, {"precision": "bfloat16"}),
         (6, -1, {"optimiser": "bertadam", "schedule": "bert-cosine"}),
-        (6, -1, {"optimiser": "clip-vip-adamw", "schedule": "clip-vip-invsqrt"}),
+        (6, -1, {"optimiser": "clip-vip-adamw", "schedule": "clip-vip-invsqrt", "contrast": "dual-softmax"}),
     ],
 )
 def test_a_stopped_run_goes_on_to_the_same_weights(
