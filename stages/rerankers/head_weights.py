@@ -23,6 +23,7 @@ from stages.rerankers.clip4clip import Clip4ClipHead, Clip4ClipReranker, Clip4Cl
 from stages.rerankers.eercf import EercfHead, EercfReranker
 from stages.rerankers.token_binder import FeatureKind
 from stages.rerankers.ts2net import Ts2NetHead, Ts2NetReranker
+from stages.rerankers.ucofia import UcofiaHead, UcofiaReranker
 from stages.rerankers.xclip import XClipHead, XClipReranker
 
 FORMAT = "tbpipe-head-1"
@@ -41,6 +42,7 @@ HEADS: dict[str, tuple[Callable[[State], torch.nn.Module], Callable[[Any], Reran
     "clip4clip-tight": (Clip4ClipTightHead.of_state, Clip4ClipReranker),
     "eercf": (EercfHead.of_state, EercfReranker),
     "ts2-net": (Ts2NetHead.of_state, Ts2NetReranker),
+    "ucofia": (UcofiaHead.of_state, UcofiaReranker),
     "x-clip": (XClipHead.of_state, XClipReranker),
 }
 """Method -> what makes its head from tensors by their official names, and the reranker with that head."""

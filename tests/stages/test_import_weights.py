@@ -24,7 +24,9 @@ from stages.rerankers.clip4clip import Clip4ClipHead, Clip4ClipReranker, Clip4Cl
 from stages.rerankers.eercf import EercfHead, EercfReranker
 from stages.rerankers.head_weights import HEADS, HeadWeights, method_of, open_reranker
 from stages.rerankers.official_names import official_head
+from stages.rerankers.selection import PredictorA
 from stages.rerankers.ts2net import Ts2NetHead, Ts2NetReranker
+from stages.rerankers.ucofia import UcofiaHead, UcofiaReranker
 from stages.rerankers.xclip import XClipHead, XClipReranker
 from tests.conftest import SHARED
 from tests.stages.checkpoints import (
@@ -89,6 +91,9 @@ DIRECT: dict[str, Callable[[], Reranker]] = {
     "xclip": lambda: XClipReranker(XClipHead(**TEMPORAL, num_words=WORDS, num_frames=FRAMES)),
     "eercf": lambda: EercfReranker(EercfHead(**TEMPORAL, num_frames=FRAMES)),
     "ts2net": lambda: Ts2NetReranker(Ts2NetHead(**TEMPORAL)),
+    "ucofia": lambda: UcofiaReranker(
+        UcofiaHead(**TEMPORAL, num_words=WORDS, num_frames=FRAMES, predictor=PredictorA(D)).eval()
+    ),
 }
 """The head of each system, made by its constructor."""
 
@@ -384,5 +389,5 @@ def test_broken_weight_files_are_input_errors(tmp_path: Path) -> None:
 
 
 def test_every_system_has_its_head() -> None:
-    assert {"clip4clip", "clip4clip-tight", "eercf", "ts2-net", "x-clip"} <= set(HEADS)
+    assert {"clip4clip", "clip4clip-tight", "eercf", "ts2-net", "ucofia", "x-clip"} <= set(HEADS)
     assert TINY_CLIP_VIP["embed_dim"] == D
