@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -20,6 +20,7 @@ from stages.datasets.base import MatchedSplit, Split
 
 if TYPE_CHECKING:
     from stages.evaluate import CaptionedText, DirectionResult
+    from stages.models.clip import ClipModel
     from stages.normalise import Method
 
 Direction = Literal["both", "t2v", "v2t"]
@@ -112,8 +113,22 @@ def evaluate(job: EvaluateJob) -> EvaluateResult:
                 num_captioned=evaluation.num_captioned,
                 num_left_out=known.num_left_out,
                 split=known.split,
-                warnings=known.warnings + answering.warnings,
+                warnings=(*known.warnings, *answering.warnings, *_cut(answering.model, known.texts)),
             )
+
+
+def _cut(model: ClipModel, texts: Sequence[CaptionedText]) -> tuple[str, ...]:
+    """A sentence about the texts that fill the text tower, which reads no further; none where there are none."""
+    from stages.models.text import word_mask
+
+    _, tokenizer = model.query_side()
+    room = tokenizer.context_length - 2  # beside start and end; a token is a byte at least
+    long = [text.text for text in texts if len(text.text.encode()) >= room]
+    full = int(word_mask(tokenizer(long), tokenizer.end_id).all(dim=1).sum()) if long else 0
+    if not full:
+        return ()
+    places = f"all {tokenizer.context_length} positions of the text tower"
+    return (f"{full} of {len(texts)} texts fill {places}; what comes after was not read",)
 
 
 def _reader(job: EvaluateJob) -> Callable[[Mapping[str, int]], _Texts]:

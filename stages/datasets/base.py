@@ -92,7 +92,9 @@ class MatchedSplit:
         number = f"of the {len(self.split.videos)} videos of {self.split}"
         said = []
         if self.missing:
-            said.append(f"{len(self.missing)} {number} are not in the store and were left out: {_some(self.missing)}")
+            said.append(
+                f"{len(self.missing)} {number} lack features in the store and were left out: {_some(self.missing)}"
+            )
         if self.ambiguous:
             name, keys = self.ambiguous[0]
             said.append(

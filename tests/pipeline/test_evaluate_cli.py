@@ -259,7 +259,11 @@ def test_of_a_benchmark_its_videos_alone_are_searched(finished_store: Path, run:
     assert (found["videos"], found["captioned_videos"], found["left_out"]) == (6, 4, 6)
     assert (found["text_to_video"]["queries"], found["text_to_video"]["answers"]) == (12, 4)
     assert (found["video_to_text"]["queries"], found["video_to_text"]["answers"]) == (4, 4)
-    for said in ("2 of the 6 videos of msvd test are not in the store", "gone_1_2, lost_3_4", "cannot be compared"):
+    for said in (
+        "2 of the 6 videos of msvd test lack features in the store",
+        "gone_1_2, lost_3_4",
+        "cannot be compared",
+    ):
         assert said in done.err
     table = evaluate(run, finished_store, *asked).out
     assert "msvd test, all captions: 4 videos" in table
@@ -276,6 +280,13 @@ def test_a_benchmark_gives_what_its_captions_give(finished_store: Path, run: Run
     ours = evaluate(run, finished_store, "--dataset", "msvd", "--annotations", benchmark, "--json").json
     for direction in ("text_to_video", "video_to_text"):
         assert ours[direction] == theirs[direction]
+
+
+def test_texts_that_the_text_tower_cuts_are_counted(finished_store: Path, run: Run, benchmark: Path) -> None:
+    texts = {"clip_00000": ["red"] * 3, "clip_00001": ["red " * 90], "clip_00002": ["a " * 200, "b " * 30]}
+    write(benchmark / "captions.json", texts)
+    done = evaluate(run, finished_store, "--captions", benchmark / "captions.json")
+    assert "2 of 6 texts fill all 40 positions of the text tower; what comes after was not read" in done.err
 
 
 def test_a_benchmark_that_cannot_be_used_is_said(

@@ -151,7 +151,7 @@ def test_the_training_split_of_a_benchmark_trains_as_its_captions_do(
     asked = ("--dataset", "msvd", "--annotations", tmp_path, "--output", tmp_path / "b.safetensors")
     done = run("train", "--store", store, *asked, "--device", "cpu", *QUICK, "--json")
     assert done.code == 0, done.err
-    assert "1 of the 11 videos of msvd train are not in the store and were left out: gone_1_2" in done.err
+    assert "1 of the 11 videos of msvd train lack features in the store and were left out: gone_1_2" in done.err
     assert (done.json["num_videos"], done.json["num_captions"]) == (10, 10)
     assert (tmp_path / "a.safetensors").read_bytes() == (tmp_path / "b.safetensors").read_bytes()
     one_line_error(run("train", "--store", store, "--output", tmp_path / "c.safetensors"), 2, "found no captions")

@@ -207,7 +207,7 @@ def test_missing_and_unclear_videos_are_named_and_counted() -> None:
     assert matched.missing == ("c", *"efghij")
     assert dict(matched.ambiguous) == {"b": ("x/b.mp4", "y/b.mp4"), "d": ("d.mp4",), "d.mov": ("d.mp4",)}
     assert matched.left_out() == (
-        "7 of the 11 videos of made test are not in the store and were left out: c, e, f, g, h, and 2 more",
+        "7 of the 11 videos of made test lack features in the store and were left out: c, e, f, g, h, and 2 more",
         "3 of the 11 videos of made test cannot be told apart in the store and were left out (first: b may be "
         "x/b.mp4 or y/b.mp4)",
     )
