@@ -23,6 +23,8 @@ from pipeline.stop import stop_on_signals
 from stages.datasets import find_dataset
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from index_store.settings import StoreSettings
     from stages.models.clip import ClipModel
     from stages.rerankers.token_binder import TokenBinderWeights
@@ -31,7 +33,8 @@ if TYPE_CHECKING:
     from stages.training.journal import Journal
     from stages.training.pairs import CaptionedId, PairCorpus
     from stages.training.ranks import Ranks
-    from stages.training.trainer import Trainer, Validation
+    from stages.training.token_binder import TokenBinderObjective
+    from stages.training.trainer import Validation
 
 WEIGHTS_SUFFIX = ".safetensors"
 CLIP_SUFFIX = ".clip.safetensors"
@@ -94,8 +97,10 @@ def train(job: TrainJob) -> TrainResult | None:
     """
     _check(job)
     from stages.training.journal import Journal
+    from stages.training.objective import Setup
     from stages.training.pairs import PairCorpus
     from stages.training.ranks import join_ranks
+    from stages.training.token_binder import TokenBinderObjective
     from stages.training.trainer import Trainer
 
     config, store = _config(job), Store.open(job.store)
@@ -111,7 +116,9 @@ def train(job: TrainJob) -> TrainResult | None:
         model = store_model(store, job.pretrained, device, "float32", "both" if job.finetune else "text")
         corpus = PairCorpus(snapshot, captions)
         files = _video_files(snapshot, corpus, model, ranks, opened) if job.finetune else None
-        trainer = Trainer(store.settings, model, corpus, config, model.device, start, ranks, files)
+        setup = Setup(corpus, config, model.device, ranks)
+        objective = TokenBinderObjective(setup, store.settings, model, start, files)
+        trainer = Trainer(setup, objective)
         if job.restart and ranks.is_first:
             state.unlink(missing_ok=True)
         ranks.wait()
@@ -122,9 +129,9 @@ def train(job: TrainJob) -> TrainResult | None:
         if report.interrupted:
             done = f"{report.steps} of {report.planned_steps} steps are kept in {state}"
             raise stop.error(f"stopped by a signal; {done}: run the same command to go on")
-        clip = _save(trainer, model, job)
+        clip = _save(objective, trainer.chosen(), model, job)
     state.unlink(missing_ok=True)
-    lost = trainer.frames.losses() if trainer.frames is not None else ""
+    lost = objective.frames.losses() if objective.frames is not None else ""
     return TrainResult(
         weights=job.output,
         clip=clip,
@@ -202,16 +209,16 @@ def _video_files(
     return VideoFiles(source, [record.path for record in snapshot.by_ids(corpus.ids.tolist())])
 
 
-def _save(trainer: Trainer, model: ClipModel, job: TrainJob) -> Path | None:
+def _save(objective: TokenBinderObjective, state: Mapping[str, Tensor], model: ClipModel, job: TrainJob) -> Path | None:
     """Write the weights and, where the image tower has learned, the model that they belong to; returns its path."""
-    weights = trainer.weights()
-    if trainer.frames is None:
+    weights = objective.weights(state)
+    if not objective.reads_frames:
         weights.save(job.output)
         return None
     from stages.models.weights import write_weights
 
     clip = job.output.with_suffix(CLIP_SUFFIX)
-    write_weights(clip, trainer.clip_weights())
+    write_weights(clip, objective.module.clip_weights(state))
     replace(weights, kind=replace(weights.kind, weights_sha256=model.digest_with(clip))).save(job.output)
     return clip
 

@@ -80,3 +80,9 @@ def top_lists(scores: Tensor, right: Tensor, number: int) -> Lists:
     start = start.masked_fill(place < number, 0)
     found = order.gather(1, start[:, None] + torch.arange(number))
     return Lists(found.numpy(), place - start)
+
+
+def same_text(texts: list[str]) -> Tensor:
+    """Bool [B, B]: other rows with the very same sentence, which are not wrong answers."""
+    same = torch.tensor([[one == other for other in texts] for one in texts])
+    return same & ~torch.eye(len(texts), dtype=torch.bool)

@@ -23,15 +23,15 @@ def save_state(path: Path, trainer: Trainer) -> None:
     """Write everything that the coming steps depend on, whole or not at all."""
     from safetensors.torch import save_file
 
-    tensors = {f"model.{name}": value for name, value in trainer.model.state_dict().items()}
+    tensors = {f"model.{name}": value for name, value in trainer.module.state_dict().items()}
     tensors |= {f"best.{name}": value for name, value in trainer.best.items()}
     for number, moments in trainer.optimiser.state_dict()["state"].items():
         tensors |= {f"optimiser.{number}.{name}": torch.as_tensor(value) for name, value in moments.items()}
     description = {
         "config": asdict(trainer.config),
-        "kind": asdict(trainer.kind),
+        "kind": asdict(trainer.objective.kind),
         "num_videos": len(trainer.corpus),
-        "finetune": trainer.frames is not None,
+        "finetune": trainer.objective.reads_frames,
         "step": trainer.step,
         "best_step": trainer.best_step,
         "first_validation": trainer.first_validation and asdict(trainer.first_validation),
@@ -59,9 +59,9 @@ def load_state(path: Path, trainer: Trainer) -> None:
     described: dict[str, Any] = json.loads(metadata["training"])
     present: dict[str, Any] = {
         "config": asdict(trainer.config),
-        "kind": asdict(trainer.kind),
+        "kind": asdict(trainer.objective.kind),
         "num_videos": len(trainer.corpus),
-        "finetune": trainer.frames is not None,
+        "finetune": trainer.objective.reads_frames,
     }
     differing = [name for name, value in present.items() if described.get(name) != value]
     if differing:
@@ -70,7 +70,7 @@ def load_state(path: Path, trainer: Trainer) -> None:
         raise UsageError(
             f"{path} is the state of a run with another {what}; give --restart to begin anew, or the options it had"
         )
-    trainer.model.load_state_dict(
+    trainer.module.load_state_dict(
         {name.removeprefix("model."): t for name, t in tensors.items() if name[:6] == "model."}
     )
     trainer.best = {name.removeprefix("best."): t for name, t in tensors.items() if name.startswith("best.")}

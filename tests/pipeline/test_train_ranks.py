@@ -18,8 +18,9 @@ from index_store.store import Store
 from stages.models import MODELS
 from stages.synthetic.render import render_families
 from stages.training.config import PRESETS, read_recipe
+from stages.training.objective import Setup
 from stages.training.pairs import CaptionedId, PairCorpus
-from stages.training.trainer import Trainer
+from stages.training.token_binder import TokenBinderObjective
 from tests.pipeline.conftest import SMALL, Run
 from tests.stages.ordered import ordered_store, small_clip
 
@@ -87,7 +88,9 @@ def alone(folder: Path) -> Path:
     with store.snapshot() as snapshot:
         captions = [CaptionedId("a dog", record.id) for record in snapshot.videos()]
         corpus = PairCorpus(snapshot, captions)
-        Trainer(store.settings, small_clip(), corpus, config, torch.device("cpu")).weights().save(folder / UNTRAINED)
+        setup = Setup(corpus, config, torch.device("cpu"))
+        objective = TokenBinderObjective(setup, store.settings, small_clip())
+        objective.weights(objective.module.state_dict()).save(folder / UNTRAINED)
     process = start(ONE, folder, folder / "alone.safetensors")
     _, errors = process.communicate(timeout=300)
     assert process.returncode == 0, errors

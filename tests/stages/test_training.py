@@ -15,8 +15,10 @@ from index_store.store import Store
 from stages.training.config import PRESETS, TrainConfig, read_recipe, with_options
 from stages.training.journal import Journal
 from stages.training.lists import draw_batch, top_lists
+from stages.training.objective import Setup
 from stages.training.pairs import CaptionedId, PairCorpus
 from stages.training.ranks import Ranks, join_ranks
+from stages.training.token_binder import TokenBinderObjective
 from stages.training.trainer import Trainer
 from tests.stages.ordered import ordered_store, small_clip
 
@@ -40,7 +42,7 @@ class Stop(BaseException):
 def run(data: Data, folder: Path, config: TrainConfig, kill_at: int = -1, stop_at: int = -1) -> Trainer:
     store, captions = data
     with store.snapshot() as snapshot:
-        trainer = Trainer(store.settings, small_clip(), PairCorpus(snapshot, captions), config, torch.device("cpu"))
+        trainer = token_binder(store, PairCorpus(snapshot, captions), config)
         done = 0
 
         def on_step(count: int) -> None:
@@ -54,8 +56,13 @@ def run(data: Data, folder: Path, config: TrainConfig, kill_at: int = -1, stop_a
     return trainer
 
 
+def token_binder(store: Store, corpus: PairCorpus, config: TrainConfig, ranks: Ranks | None = None) -> Trainer:
+    setup = Setup(corpus, config, torch.device("cpu"), ranks or Ranks())
+    return Trainer(setup, TokenBinderObjective(setup, store.settings, small_clip()))
+
+
 def equal_weights(one: Trainer, other: Trainer) -> bool:
-    first, second = one.model.state_dict(), other.model.state_dict()
+    first, second = one.module.state_dict(), other.module.state_dict()
     return all(torch.equal(first[name], second[name]) for name in first)
 
 
@@ -68,7 +75,7 @@ def test_training_finds_held_out_videos_that_the_broad_view_cannot_tell_apart(da
     assert best is not None
     assert first.focused == first.broad
     assert best.focused["R@1"] >= best.broad["R@1"] + 10
-    assert trainer.indicator_cosine() < 0.99
+    assert trainer.objective.indicator_cosine(trainer.validate_on) < 0.99
 
 
 @pytest.mark.slow
@@ -105,7 +112,7 @@ def test_the_size_of_the_parts_changes_no_gradient(data: Data, tmp_path: Path) -
     for size in (3, 16):
         (tmp_path / str(size)).mkdir()
         found.append(run(data, tmp_path / str(size), replace(QUICK, micro_lists=size, epochs=0.1)))
-    for one, other in zip(found[0].model.parameters(), found[1].model.parameters(), strict=True):
+    for one, other in zip(found[0].module.parameters(), found[1].module.parameters(), strict=True):
         assert torch.allclose(one, other, atol=1e-3)
 
 
@@ -116,7 +123,7 @@ def test_bfloat16_learns_as_float32_does_around_float32_weights(data: Data, tmp_
         folder = tmp_path / precision
         folder.mkdir()
         trainer = run(data, folder, replace(QUICK, epochs=2.0, precision=precision, evaluate_every=100))
-        assert all(value.dtype == torch.float32 and value.isfinite().all() for value in trainer.model.parameters())
+        assert all(value.dtype == torch.float32 and value.isfinite().all() for value in trainer.module.parameters())
         steps = [line for line in Journal(folder / "log.jsonl").read() if line["event"] == "step"]
         losses.append(np.array([[line[name] for name in LOSSES] for line in steps]))
     assert len(losses[0]) == 12
@@ -139,7 +146,7 @@ def test_another_run_is_not_gone_on_with(data: Data, tmp_path: Path) -> None:
 def test_a_frozen_text_tower_stays_and_is_not_written(data: Data, tmp_path: Path) -> None:
     trainer = run(data, tmp_path, replace(QUICK, text_learning_rate=0.0, epochs=0.3))
     before = small_clip().query_side()[0].module.state_dict()
-    after = trainer.model.text.state_dict()
+    after = trainer.module.text.state_dict()
     assert all(torch.equal(before[name], after[name]) for name in before)
     assert not trainer.weights().text
 
@@ -148,7 +155,7 @@ def test_a_frozen_text_tower_stays_and_is_not_written(data: Data, tmp_path: Path
 @pytest.mark.parametrize("changes", [{"head": "positional"}, {"num_blocks": 2}, {"is_listwise": False}, {"v2t": False}])
 def test_every_form_can_be_trained(data: Data, tmp_path: Path, changes: dict[str, object]) -> None:
     trainer = run(data, tmp_path, replace(QUICK, epochs=0.2, **changes))  # type: ignore[arg-type]
-    assert all(parameter.isfinite().all() for parameter in trainer.model.parameters())
+    assert all(parameter.isfinite().all() for parameter in trainer.module.parameters())
     path = tmp_path / "w.safetensors"
     trainer.weights().save(path)
     trainer.weights().network(path)
@@ -157,8 +164,8 @@ def test_every_form_can_be_trained(data: Data, tmp_path: Path, changes: dict[str
 @pytest.mark.slow
 def test_the_broad_view_can_learn_alone(data: Data, tmp_path: Path) -> None:
     trainer = run(data, tmp_path, replace(QUICK, epochs=0.3, focused=False, gumbel=1.0))
-    untrained = Trainer(data[0].settings, small_clip(), trainer.corpus, trainer.config, torch.device("cpu"))
-    before, after = untrained.model.state_dict(), trainer.model.state_dict()
+    untrained = token_binder(data[0], trainer.corpus, trainer.config)
+    before, after = untrained.module.state_dict(), trainer.module.state_dict()
     changed = {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])}
     assert changed == {"text", "indicators", "log_scale"}
     lines = [line for line in Journal(tmp_path / "log.jsonl").read() if line["event"] == "validation"]
@@ -178,7 +185,7 @@ def test_a_batch_smaller_than_the_number_of_processes_is_refused(data: Data) -> 
     with store.snapshot() as snapshot:
         corpus = PairCorpus(snapshot, captions)
     with pytest.raises(UsageError, match="a batch of 2 captions cannot be parted among 3 processes"):
-        Trainer(store.settings, small_clip(), corpus, config, torch.device("cpu"), None, Ranks(0, 3))
+        token_binder(store, corpus, config, Ranks(0, 3))
 
 
 def test_half_of_what_torchrun_says_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -194,10 +201,9 @@ def test_an_epoch_goes_through_the_videos_or_through_the_captions(data: Data) ->
     config = replace(QUICK, epochs=2.0, batch_size=8, validation=0.0)
     with store.snapshot() as snapshot:
         corpus = PairCorpus(snapshot, several)
-        device = torch.device("cpu")
         for epoch_of, number in (("videos", len(corpus)), ("captions", len(several))):
             chosen = with_options(config, {"epoch_of": epoch_of}, "a test")
-            assert Trainer(store.settings, small_clip(), corpus, chosen, device).num_steps == -(-2 * number // 8)
+            assert token_binder(store, corpus, chosen).num_steps == -(-2 * number // 8)
 
 
 def test_captions_of_a_handful_of_videos_are_refused(data: Data) -> None:
