@@ -133,7 +133,7 @@ class Evaluation:
     # -- text to video ------------------------------------------------------------------------------------------------
 
     def text_to_video(self, advance: Advance = lambda count: None) -> DirectionResult:
-        """Each text is a query; every searchable video of the store, or of the corpus, is an answer, captioned or not."""
+        """Each text is a query; every searchable video of the store, or of the corpus, is an answer."""
         places = np.zeros(len(self._texts), np.int64)
         widths = np.zeros(len(self._texts), np.int64)
         for number, ranking in enumerate(self._rankings()):
