@@ -133,7 +133,7 @@ class Evaluation:
     # -- text to video ------------------------------------------------------------------------------------------------
 
     def text_to_video(self, advance: Advance = lambda count: None) -> DirectionResult:
-        """Each text is a query; every searchable video of the store, or of the corpus, is an answer."""
+        """Each text is a query; every searchable video of the store is an answer, captioned or not."""
         places = np.zeros(len(self._texts), np.int64)
         widths = np.zeros(len(self._texts), np.int64)
         for number, ranking in enumerate(self._rankings()):
@@ -173,10 +173,7 @@ class Evaluation:
     # -- video to text ------------------------------------------------------------------------------------------------
 
     def video_to_text(self, advance: Advance = lambda count: None) -> DirectionResult:
-        """Each captioned video is a query; every text is an answer, and a video's best-ranked own text counts.
-
-        Of groups, those are ranked that have a text among the K.
-        """
+        """Each captioned video is a query; every text is an answer, and a video's best-ranked own text counts."""
         top_k = min(self._top_k, len(self._texts))
         broad, places, widths = [], [], []
         for videos in self._scored_videos(top_k):

@@ -180,6 +180,7 @@ def _model_and_settings(job: ExtractJob) -> tuple[ClipModel, StoreSettings]:
     dtype = pinned.model.compute_dtype if pinned is not None and job.dtype == "auto" else job.dtype
     model = load_model(name, pretrained, job.device, dtype, towers="image")
     settings = StoreSettings(model.settings(), _sampling(job, pinned), _tokens(job, pinned))
+    model.check_can_be_found_again()
     if pinned is not None:
         pinned.require_same(settings, job.store)
     return model, settings

@@ -2,6 +2,7 @@
 
     architecture.py   name -> Architecture (which towers, which preprocessing)
     weights.py        tag or path -> weight file -> tensors of one tower, with its SHA-256
+    torchscript.py    the tensors of a TorchScript archive, read as data
     image.py          image towers: pixels -> [CLS] and patches in the joint space
     token_shift.py    TS2-Net's token shift, for CLIP's image towers
     clip_vip.py       the image tower of CLIP-ViP, which encodes the frames of a video together

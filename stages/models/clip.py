@@ -177,6 +177,15 @@ class ClipModel:
             raise UsageError(f"model {self.name} was loaded without its image tower")
         return self._image
 
+    def check_can_be_found_again(self) -> None:
+        """Raise UsageError for a model folder whose weights lie elsewhere: a store remembers the file only."""
+        folder, path = self.architecture.folder, self._source.path
+        if self.architecture.name == FOLDER_NAME and folder is not None and path.parent != folder:
+            raise UsageError(
+                f"the weights {path} are not in the model folder {folder}, which could not be found again "
+                "later; put the file into that folder"
+            )
+
     def check_takes_files(self) -> None:
         """Raise UsageError where this model would be another one when loaded with a weight file made from it."""
         loaded = find_weights(self.architecture, str(self._source.path)).architecture

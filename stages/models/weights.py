@@ -30,6 +30,7 @@ from stages.models.architecture import (
     ImagePreprocessing,
     with_quick_gelu,
 )
+from stages.models.torchscript import is_torchscript, read_torchscript
 
 SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
 MERGES_FILE = "bpe_merges.txt.gz"
@@ -286,16 +287,6 @@ def _download_failed(what: str, error: Exception) -> str:
     )
 
 
-def _is_torchscript(path: Path) -> bool:
-    if not zipfile.is_zipfile(path):
-        return False
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return any(name.endswith("/constants.pkl") for name in archive.namelist())
-    except (OSError, zipfile.BadZipFile):
-        return False
-
-
 def _first_line(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0][:160]
 
@@ -329,11 +320,8 @@ def _open_safetensors(path: Path) -> Mapping[str, Tensor]:
 
 
 def _load_pickle(path: Path) -> Mapping[str, Tensor]:
-    if _is_torchscript(path):
-        raise InputError(
-            f"{path} is a TorchScript program, as OpenAI ships CLIP, and no program is ever run: --pretrained openai "
-            "downloads the same weights; or save its state dict with torch.save"
-        )
+    if is_torchscript(path):
+        return read_torchscript(path)
     try:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:

@@ -265,9 +265,6 @@ def test_of_a_benchmark_its_videos_alone_are_searched(finished_store: Path, run:
         "cannot be compared",
     ):
         assert said in done.err
-    weighed = evaluate(run, finished_store, *asked, "--normalise", "dual-softmax", "--json").json
-    assert weighed["video_to_text"]["broad"] == found["video_to_text"]["broad"]
-    assert weighed["video_to_text"]["answers"] == weighed["text_to_video"]["answers"] == 4
     table = evaluate(run, finished_store, *asked).out
     assert "msvd test, all captions: 4 videos" in table
     assert "4 queries, 4 groups of captions" in table

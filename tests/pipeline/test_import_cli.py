@@ -14,7 +14,7 @@ from stages.rerankers import CandidateBatch, QueryBatch
 from stages.rerankers.xclip import XClipHead, XClipReranker
 from tests.pipeline.conftest import Outcome, Run
 from tests.stages.checkpoints import FRAMES, LAYERS, POSITIONS, QUICK_TINY, WORDS, tiny_checkpoint
-from tests.stages.model_files import reference_model, save_folder
+from tests.stages.model_files import reference_model, save_folder, save_state
 from tests.stages.test_import_weights import Evil
 
 
@@ -38,8 +38,17 @@ def test_what_cannot_be_imported_is_one_line_and_code_17(run: Run, tmp_path: Pat
     assert [file.name for file in tmp_path.iterdir()] == [path.name]
 
 
+def test_weights_beside_the_folder_of_their_model_are_refused(clips: Path, run: Run, tmp_path: Path) -> None:
+    """A store remembers the weight file; the configuration must be found from there."""
+    folder = save_folder(tmp_path / "model", reference_model(), QUICK_TINY)
+    elsewhere = save_state(reference_model(), tmp_path / "elsewhere.safetensors")
+    done = run("extract", clips, "--store", tmp_path / "s", "--model", f"local-dir:{folder}", "--pretrained", elsewhere)
+    refused(done, 2, str(elsewhere), str(folder), "put the file into that folder")
+    assert not (tmp_path / "s").exists()
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize(("source", "method"), [("xclip", "x-clip"), ("ts2net", "ts2-net")])
+@pytest.mark.parametrize(("source", "method"), [("xclip", "x-clip"), ("ucofia", "ucofia")])
 def test_a_checkpoint_answers_queries(clips: Path, run: Run, tmp_path: Path, source: str, method: str) -> None:
     folder = save_folder(tmp_path / "model", reference_model(seed=99), QUICK_TINY)
     torch.save(tiny_checkpoint(source), tmp_path / "pytorch_model.bin.4")
@@ -70,6 +79,11 @@ def test_a_checkpoint_answers_queries(clips: Path, run: Run, tmp_path: Path, sou
         asked = [json.loads(line)["_id"] for line in queries.read_text().splitlines()]
         for row in rows:
             assert row["focused_score"] == pytest.approx(expected[asked.index(row["query_id"])][row["key"]], rel=1e-6)
+
+    captions = tmp_path / "captions.jsonl"
+    captions.write_text("".join(f'{{"key": "{path.name}", "caption": "a red circle"}}\n' for path in clips.iterdir()))
+    done = run("evaluate", "--store", store, "--captions", captions, "--weights", head, "--json")
+    assert (done.code, done.json["method"]) == (0, method), done.err
 
     refused(run(*answer, "--weights", head, "--method", "broad"), 2, "--method broad takes no --weights")
     refused(run(*answer, "--weights", head, "--method", "eercf"), 2, f"has weights of {method}")

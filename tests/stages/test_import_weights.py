@@ -325,13 +325,6 @@ def test_a_malicious_pickle_is_not_run(tmp_path: Path) -> None:
     assert sorted(file.name for file in tmp_path.iterdir()) == ["evil.bin"]
 
 
-@pytest.mark.filterwarnings("ignore:.*deprecated:FutureWarning")
-def test_a_torchscript_program_is_not_run(tmp_path: Path) -> None:
-    torch.jit.script(torch.nn.Linear(2, 2)).save(str(tmp_path / "ViT-B-32.pt"))
-    with pytest.raises(InputError, match=r"TorchScript program.*--pretrained openai"):
-        import_weights("openai-clip", tmp_path / "ViT-B-32.pt", tmp_path / "out.safetensors")
-
-
 def test_a_tower_for_3d_patches_is_refused(tmp_path: Path) -> None:
     state = {**tiny_checkpoint("clip4clip"), "clip.visual.conv2.weight": torch.ones(2)}
     assert "--linear_patch 3d" in refusal("clip4clip", state, tmp_path)
