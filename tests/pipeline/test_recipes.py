@@ -174,3 +174,25 @@ def test_real_clips_are_found_by_the_real_annotation_files(assets: Path, run: Ru
         assert len(done.json["missing_videos"]) == num_missing
         assert f"{num_missing} of the {num_missing + num_videos} videos of {dataset} {split}" in done.err
         assert "cannot be compared" in done.err
+
+
+@pytest.mark.slow
+def test_the_towers_can_be_trained_on_a_benchmark_too(assets: Path, run: Run, tmp_path: Path) -> None:
+    """The last commands of README.md, with the small model: the printed ``extract`` makes the store of the new one."""
+    videos, annotations, weights = tmp_path / "videos", tmp_path / "annotations", tmp_path / "tuned.safetensors"
+    lay_out(assets, "msrvtt-1ka", videos, annotations)
+    store, tuned = tmp_path / "store", tmp_path / "tuned"
+    assert run("extract", videos, "--store", store, *SMALL, "--frames", 2).code == 0
+    asked = ("--dataset", "msrvtt-1ka", "--annotations", annotations, "--device", "cpu", "--json")
+    recipe = ("--recipe", ROOT / "recipes" / "msrvtt.toml", *QUICK, "--set", "epochs=0.1")
+    done = run("train", "--store", store, *asked, *recipe, "--output", weights, "--finetune")
+    assert done.code == 0, done.err
+    words = shlex.split(done.json["next_command"])
+    assert words[:5] == ["tbpipe", "extract", "SOURCE", "--store", "NEW_STORE"]
+    assert run("extract", videos, "--store", tuned, *words[5:], "--device", "cpu").code == 0
+    for made in (store, tuned):
+        assert run("index", "--store", made).code == 0
+    done = run("evaluate", "--store", tuned, *asked, "--weights", weights)
+    assert done.code == 0, done.err
+    assert (done.json["method"], done.json["missing_videos"]) == ("token-binder", [])
+    assert run("evaluate", "--store", store, *asked, "--weights", weights).code == 12  # features of the old model
