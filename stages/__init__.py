@@ -16,6 +16,7 @@
 |          | normalised.py    | rankings of queries and of a bank      | the same rankings by normalised scores       |
 | read     | datasets/        | annotation files of the benchmarks     | splits of videos and captions                |
 | train    | training/        | captions, the store's features; frames | weights of a reranker that learns            |
+| import   | import_weights.py | a released checkpoint                 | a model for extract, a head for rerank       |
 | evaluate | evaluate.py      | captions, both views                   | recall and ranks, exact over the whole store |
 
 synthetic/ draws the videos that the project's own model, demo and tests live on.

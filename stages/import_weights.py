@@ -126,13 +126,13 @@ def convert(source: str, state: Mapping[str, Tensor], path: Path, model: str = "
         rest = {key: tensor for key, tensor in state.items() if not key.startswith(_PREFIX)}
         clip, official = _family_clip(system, state, path)
     architecture, name = _architecture(clip, path, model, official)
-    _check(_shapes(architecture), clip, path, official)
+    clip = _checked(_shapes(architecture), clip, path, official)
     if system is None:
         return Checkpoint(source, architecture, name, clip, None, {}, ())
     head = official_head(source, rest, architecture.embed_dim, path)
     ignored = tuple(key for key in rest if key.startswith(head.unused) and key not in head.shapes)
     tensors = {key: tensor for key, tensor in rest.items() if key not in ignored}
-    _check(head.shapes, tensors, path, _same)
+    tensors = _checked(head.shapes, tensors, path, _same)
     if system.shifts_tokens:
         architecture, name = replace(architecture, token_shift=True), name + SUFFIX
     return Checkpoint(source, architecture, name, clip, head, tensors, ignored)
@@ -210,10 +210,10 @@ def _shapes(architecture: Architecture) -> dict[str, tuple[int, ...]]:
     return {"logit_scale": (), **{key: tuple(value.shape) for key, value in towers.items()}}
 
 
-def _check(
+def _checked(
     shapes: Mapping[str, tuple[int, ...]], found: Mapping[str, Tensor], path: Path, official: Callable[[str], str]
-) -> None:
-    """Raise InputError, with the checkpoint's own name, unless exactly these tensors are there, of these shapes."""
+) -> dict[str, Tensor]:
+    """These tensors, of these shapes. Raises InputError, with the checkpoint's own name, for one too few or too many."""
     missing = [key for key in shapes if key not in found]
     if missing:
         raise InputError(
@@ -231,6 +231,7 @@ def _check(
     for key in shapes:
         if not found[key].is_floating_point():
             raise InputError(f"{path}: tensor {official(key)} is {found[key].dtype}, expected floating point numbers")
+    return {key: found[key] for key in shapes}
 
 
 def _names(keys: Iterable[str]) -> list[str]:

@@ -63,7 +63,7 @@ def architecture_of(
         "width": vision_width,
         "layers": _count_blocks(state, path, "visual.transformer.resblocks.", official),
         "head_width": vision_width // vision_heads if vision_heads else HEAD_WIDTH,
-        "mlp_ratio": shape("visual.transformer.resblocks.0.mlp.c_fc.weight", 2)[0] / vision_width,
+        "mlp_ratio": _ratio(shape("visual.transformer.resblocks.0.mlp.c_fc.weight", 2)[0], vision_width),
     }
     text = {
         "context_length": shape("positional_embedding", 2)[0],
@@ -71,7 +71,7 @@ def architecture_of(
         "width": text_width,
         "heads": text_heads or max(1, text_width // HEAD_WIDTH),
         "layers": _count_blocks(state, path, "transformer.resblocks.", official),
-        "mlp_ratio": shape("transformer.resblocks.0.mlp.c_fc.weight", 2)[0] / text_width,
+        "mlp_ratio": _ratio(shape("transformer.resblocks.0.mlp.c_fc.weight", 2)[0], text_width),
     }
     if "visual.temporal_embedding" in state:
         vision["video"] = CLIP_VIP
@@ -95,6 +95,12 @@ def same_sizes(one: Architecture, other: Architecture) -> bool:
         )
 
     return sizes(one) == sizes(other)
+
+
+def _ratio(whole: int, part: int) -> float:
+    """The number that ``part`` is multiplied with to give ``whole``, rounded down as the towers do."""
+    ratio = whole / part
+    return ratio if int(part * ratio) == whole else math.nextafter(ratio, math.inf)
 
 
 def _known(name: str) -> Architecture:

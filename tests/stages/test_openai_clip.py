@@ -40,6 +40,14 @@ def test_other_sizes_are_read_from_the_shapes() -> None:
     assert found.name == "2x64 patches of 8, 2x32"
 
 
+@pytest.mark.parametrize(("width", "inner"), [(56, 61), (56, 230), (64, 100), (48, 110)])
+def test_any_width_of_the_inner_layer_is_kept(width: int, inner: int) -> None:
+    """56 x (61 / 56) is a little less than 61."""
+    text = {**TINY["text_cfg"], "width": width, "heads": 1, "mlp_ratio": (inner + 0.5) / width}
+    found = architecture_of(shapes_of({**TINY, "text_cfg": text}), FILE)
+    assert shapes_of({**TINY, "text_cfg": found.text})["transformer.resblocks.1.mlp.c_fc.bias"].shape == (inner,)
+
+
 @pytest.mark.parametrize(
     ("key", "message"),
     [
