@@ -213,7 +213,7 @@ def _shapes(architecture: Architecture) -> dict[str, tuple[int, ...]]:
 def _checked(
     shapes: Mapping[str, tuple[int, ...]], found: Mapping[str, Tensor], path: Path, official: Callable[[str], str]
 ) -> dict[str, Tensor]:
-    """These tensors, of these shapes. Raises InputError, with the checkpoint's own name, for one too few or too many."""
+    """These tensors, of these shapes. Raises InputError, with the checkpoint's name of it, for any other."""
     missing = [key for key in shapes if key not in found]
     if missing:
         raise InputError(

@@ -116,6 +116,11 @@ def test_imported_weights_score_like_the_same_numbers_set_directly(source: str, 
     assert weights.sizes["layers"] == LAYERS
 
 
+def test_the_same_checkpoint_gives_the_same_bytes(tmp_path: Path) -> None:
+    first = [path.read_bytes() for path in imported("ucofia", tiny_checkpoint("ucofia"), tmp_path)]
+    assert [path.read_bytes() for path in imported("ucofia", tiny_checkpoint("ucofia"), tmp_path)] == first
+
+
 @pytest.mark.parametrize("source", [*FAMILY, "openai-clip"])
 def test_the_image_text_model_is_the_one_of_the_checkpoint(source: str, tmp_path: Path) -> None:
     clip, _ = imported(source, tiny_checkpoint(source), tmp_path)
