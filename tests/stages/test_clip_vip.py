@@ -15,6 +15,7 @@ from stages.models.clip import ClipModel
 from stages.models.clip_vip import ClipVip, ClipVipTower, spread
 from stages.preprocess import normalise
 from stages.tokens import pack_features
+from tests.conftest import SHARED
 from tests.stages.model_files import TINY_CLIP_VIP, save_clip_vip
 
 FRAMES, PATCHES, PROXIES = 6, 16, 4
@@ -41,11 +42,11 @@ def encode(model: ClipModel, pixels: Tensor) -> Tensor:
     return model.encode_videos(pixels, torch.ones(pixels.shape[:2], dtype=torch.bool))
 
 
-def who_sees_whom(num_frames: int) -> Tensor:
-    """Bool [N, N], row = who looks: MODELS, section 6."""
-    length = PROXIES + num_frames * PATCHES
-    frame = (torch.arange(length) - PROXIES).div(PATCHES, rounding_mode="floor")
-    is_proxy = torch.arange(length) < PROXIES
+def who_sees_whom(num_frames: int, proxies: int = PROXIES, patches: int = PATCHES) -> Tensor:
+    """Bool [N, N], row = who looks."""
+    length = proxies + num_frames * patches
+    frame = (torch.arange(length) - proxies).div(patches, rounding_mode="floor")
+    is_proxy = torch.arange(length) < proxies
     return is_proxy[:, None] | is_proxy[None] | (frame[:, None] == frame[None])
 
 
@@ -60,6 +61,14 @@ def test_proxies_see_everything_and_patches_the_proxies_and_their_frame(model: C
             changed[0, place] += torch.randn(64)
             sees[:, place] = (block(changed, 3)[0] != before).any(dim=-1)
     assert torch.equal(sees, who_sees_whom(3))
+
+
+def test_the_authors_tokens_see_the_same() -> None:
+    if not (SHARED / "golden").is_dir():
+        pytest.skip("numbers of the authors' code not found")
+    with np.load(SHARED / "golden" / "clipvip.npz", allow_pickle=False) as file:
+        proxies, frames, patches = file["probe.M_N_L"].tolist()
+        assert file["probe.connectivity"].tolist() == who_sees_whom(frames, proxies, patches).tolist()
 
 
 def test_two_attentions_are_one_with_a_mask(model: ClipModel) -> None:
