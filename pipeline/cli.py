@@ -351,11 +351,16 @@ def quarantine(store: Path, retry: bool, keys: tuple[str, ...], lock_timeout: fl
 @dataset_option
 @annotations_option
 @click.option(
+    "--method",
+    type=click.Choice(["token-binder", "clip4clip", "clip4clip-tight", "x-clip", "ts2-net", "ucofia", "eercf"]),
+    default=None,
+    help="What to train.  [default: what preset or recipe says, else token-binder]",
+)
+@click.option(
     "--preset",
-    type=click.Choice(["tokenbinder", "small"]),
-    default="tokenbinder",
-    show_default=True,
-    help="The paper's settings, or those for the small model on a CPU.",
+    type=click.Choice(["tokenbinder", "clip4clip", "clip4clip-tight", "x-clip", "ts2-net", "ucofia", "eercf", "small"]),
+    default=None,
+    help="A paper's settings, or those for the small model on a CPU.  [default: those of the method's paper]",
 )
 @click.option("--recipe", type=click.Path(path_type=Path), default=None, help="TOML file whose [train] goes before.")
 @click.option("--set", "settings", multiple=True, metavar="NAME=VALUE", help="One setting, such as epochs=10.")

@@ -78,7 +78,7 @@ def open_answering(store: Store, snapshot: Snapshot, options: AnsweringOptions) 
         reranker = _token_binder(store, model, weights)
     elif reranker is None:
         assert weights is not None
-        reranker = open_reranker(weights, method, store.settings, model.device)
+        reranker = open_reranker(weights, method, store.settings, model)
     warnings = [BroadView(snapshot, index).staleness]
     if model.device.type == "cuda":
         warnings.append(index.copy_to_gpus())

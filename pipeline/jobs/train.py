@@ -31,7 +31,9 @@ if TYPE_CHECKING:
     from stages.training.config import TrainConfig
     from stages.training.frames import VideoFiles
     from stages.training.journal import Journal
+    from stages.training.objective import Setup
     from stages.training.pairs import CaptionedId, PairCorpus
+    from stages.training.pairwise import HeadObjective
     from stages.training.ranks import Ranks
     from stages.training.token_binder import TokenBinderObjective
     from stages.training.trainer import Validation
@@ -51,7 +53,10 @@ class TrainJob:
     dataset: str | None = None
     annotations: Path | None = None
     split: str = ""
-    preset: str = "tokenbinder"
+    method: str | None = None
+    """A Method of TrainConfig; None: what preset or recipe says."""
+    preset: str | None = None
+    """None: that of the method's paper."""
     recipe: Path | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
     """Fields of TrainConfig that were given one by one; they go before preset and recipe."""
@@ -100,11 +105,9 @@ def train(job: TrainJob) -> TrainResult | None:
     from stages.training.objective import Setup
     from stages.training.pairs import PairCorpus
     from stages.training.ranks import join_ranks
-    from stages.training.token_binder import TokenBinderObjective
     from stages.training.trainer import Trainer
 
     config, store = _config(job), Store.open(job.store)
-    start = _start(job, store)
     state, journal = job.output.with_suffix(".state"), Journal(job.output.with_suffix(".jsonl"))
     with (
         stop_on_signals() as stop,
@@ -117,7 +120,7 @@ def train(job: TrainJob) -> TrainResult | None:
         corpus = PairCorpus(snapshot, captions)
         files = _video_files(snapshot, corpus, model, ranks, opened) if job.finetune else None
         setup = Setup(corpus, config, model.device, ranks)
-        objective = TokenBinderObjective(setup, store.settings, model, start, files)
+        objective = _objective(setup, job, store, model, files)
         trainer = Trainer(setup, objective)
         if job.restart and ranks.is_first:
             state.unlink(missing_ok=True)
@@ -131,7 +134,7 @@ def train(job: TrainJob) -> TrainResult | None:
             raise stop.error(f"stopped by a signal; {done}: run the same command to go on")
         clip = _save(objective, trainer.chosen(), model, job)
     state.unlink(missing_ok=True)
-    lost = objective.frames.losses() if objective.frames is not None else ""
+    lost = objective.left_out()
     return TrainResult(
         weights=job.output,
         clip=clip,
@@ -183,15 +186,30 @@ def _plot(journal: Journal, job: TrainJob) -> Path:
 
 def _config(job: TrainJob) -> TrainConfig:
     """Preset, recipe and single settings, the last one goes before."""
-    from stages.training.config import PRESETS, read_recipe, with_options
+    from stages.training.config import choose
 
-    config = PRESETS[job.preset]
-    if job.recipe is not None:
-        config = read_recipe(job.recipe, config)
-    config = with_options(config, dict(job.options), "the command line")
+    method = {} if job.method is None else {"method": job.method}
+    config = choose(job.preset, job.recipe, {**job.options, **method})
+    if job.finetune and config.method != "token-binder":
+        raise UsageError(
+            f"--finetune trains the image tower with token-binder, not with {config.method}; leave it out: the head "
+            "and the text tower learn on the store's features"
+        )
     if job.finetune and not config.image_learning_rate > 0:
         raise UsageError(f"image_learning_rate = {config.image_learning_rate} with --finetune; leave --finetune out")
     return config
+
+
+def _objective(
+    setup: Setup, job: TrainJob, store: Store, model: ClipModel, files: VideoFiles | None
+) -> TokenBinderObjective | HeadObjective:
+    """What the method trains."""
+    from stages.training.pairwise import HeadObjective
+    from stages.training.token_binder import TokenBinderObjective
+
+    if setup.config.method != "token-binder":
+        return HeadObjective(setup, store.settings, model, job.start)
+    return TokenBinderObjective(setup, store.settings, model, _start(job, store), files)
 
 
 def _video_files(
@@ -209,15 +227,17 @@ def _video_files(
     return VideoFiles(source, [record.path for record in snapshot.by_ids(corpus.ids.tolist())])
 
 
-def _save(objective: TokenBinderObjective, state: Mapping[str, Tensor], model: ClipModel, job: TrainJob) -> Path | None:
+def _save(
+    objective: TokenBinderObjective | HeadObjective, state: Mapping[str, Tensor], model: ClipModel, job: TrainJob
+) -> Path | None:
     """Write the weights and, where the image tower has learned, the model that they belong to; returns its path."""
-    weights = objective.weights(state)
-    if not objective.reads_frames:
-        weights.save(job.output)
-        return None
     from stages.models.weights import write_weights
+    from stages.training.token_binder import TokenBinderObjective
 
-    clip = job.output.with_suffix(CLIP_SUFFIX)
+    if not isinstance(objective, TokenBinderObjective) or objective.frames is None:
+        objective.weights(state).save(job.output)
+        return None
+    weights, clip = objective.weights(state), job.output.with_suffix(CLIP_SUFFIX)
     write_weights(clip, objective.module.clip_weights(state))
     replace(weights, kind=replace(weights.kind, weights_sha256=model.digest_with(clip))).save(job.output)
     return clip

@@ -208,9 +208,14 @@ class ClipModel:
         tower, _ = self.query_side()
         tower.check_takes_indicators(self.name)
         if weights:
-            fill(tower.module, weights, "text.", path)
-            tower.module.to(self.device)
+            self.adopt_text_tower(weights, path)
         self._indicators = indicators.to(self.device)
+
+    def adopt_text_tower(self, weights: Mapping[str, Tensor], path: Path) -> None:
+        """From now on texts run through a text tower with these weights, read from ``path``. Raises InputError."""
+        tower, _ = self.query_side()
+        fill(tower.module, weights, "text.", path)
+        tower.module.to(self.device)
 
     def _lengths_to_run(self, tower: text.TextTower, mask: Tensor) -> list[int]:
         """The number of positions each text of mask [T, W] runs with: one of a few, depending on that text alone."""

@@ -1,16 +1,17 @@
-"""The weights file of a published method's head: what ``tbpipe import-weights`` writes and reranking reads.
+"""The weights file of a published method's head: what ``import-weights`` and ``train`` write and reranking reads.
 
-One safetensors file: the head's tensors under their official names (``logit_scale`` among them) and, as metadata, the
-method, its sizes and the kind of features that it was trained on.
+One safetensors file: the head's tensors under their official names (``logit_scale`` among them), those of the text
+tower under ``text.`` where it was trained along, and, as metadata, the method, its sizes and the kind of features that
+it was trained on.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -21,10 +22,13 @@ from index_store.settings import StoreSettings
 from stages.rerankers.base import Reranker
 from stages.rerankers.clip4clip import Clip4ClipHead, Clip4ClipReranker, Clip4ClipTightHead
 from stages.rerankers.eercf import EercfHead, EercfReranker
-from stages.rerankers.token_binder import FeatureKind
+from stages.rerankers.token_binder import FeatureKind, part_of
 from stages.rerankers.ts2net import Ts2NetHead, Ts2NetReranker
 from stages.rerankers.ucofia import UcofiaHead, UcofiaReranker
 from stages.rerankers.xclip import XClipHead, XClipReranker
+
+if TYPE_CHECKING:
+    from stages.models.clip import ClipModel
 
 FORMAT = "tbpipe-head-1"
 """Value of ``format`` in the description of a weights file."""
@@ -35,9 +39,12 @@ _DESCRIPTION = "head"
 _TOKEN_BINDER_DESCRIPTION = "token_binder"
 """That of the files of ``tbpipe train``."""
 
+_TEXT = "text."
+"""Before the names of the text tower's tensors."""
+
 State = Mapping[str, Tensor]
 
-HEADS: dict[str, tuple[Callable[[State], torch.nn.Module], Callable[[Any], Reranker]]] = {
+HEADS: dict[str, tuple[Callable[[State, int | None], torch.nn.Module], Callable[[Any], Reranker]]] = {
     "clip4clip": (Clip4ClipHead.of_state, Clip4ClipReranker),
     "clip4clip-tight": (Clip4ClipTightHead.of_state, Clip4ClipReranker),
     "eercf": (EercfHead.of_state, EercfReranker),
@@ -56,15 +63,18 @@ class HeadWeights:
     """A key of HEADS."""
     kind: FeatureKind
     sizes: Mapping[str, int]
-    """What the shapes say, for people: D, W words, F frames, layers, ..."""
+    """Width, words, frames, layers, ...: what the shapes say, for people; and ``heads``, which they do not."""
     tensors: State
     """float32, by their official names without ``clip.``."""
+    text: State = field(default_factory=dict)
+    """State of the text tower; empty where it is that of the features' model."""
 
     def save(self, path: Path) -> None:
         """Write a safetensors file, whole or not at all."""
         from safetensors.torch import save_file
 
-        kept = {name: value.detach().float().cpu().contiguous().clone() for name, value in sorted(self.tensors.items())}
+        tensors = {**self.tensors, **{_TEXT + name: value for name, value in self.text.items()}}
+        kept = {name: value.detach().float().cpu().contiguous().clone() for name, value in sorted(tensors.items())}
         described = {"format": FORMAT, "method": self.method, "kind": asdict(self.kind), "sizes": dict(self.sizes)}
         with replacing(path) as temporary:  # one entry: the order of several is not always the same
             save_file(kept, temporary, metadata={_DESCRIPTION: json.dumps(described, sort_keys=True)})
@@ -79,20 +89,26 @@ class HeadWeights:
             if found != FORMAT:
                 raise InputError(f"{path} has {found} in its metadata, expected {FORMAT}: a file of import-weights")
             kind, sizes = FeatureKind(**described["kind"]), dict(described["sizes"])
-            return HeadWeights(str(described["method"]), kind, sizes, tensors)
+            head = {name: value for name, value in tensors.items() if not name.startswith(_TEXT)}
+            return HeadWeights(str(described["method"]), kind, sizes, head, part_of(tensors, _TEXT))
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise InputError(f"{path} says {FORMAT} but its description is broken: {error}") from error
 
-    def reranker(self, path: Path, device: torch.device) -> Reranker:
-        """The method with this head on ``device``. Raises InputError when the tensors do not make one."""
+    def head(self, path: Path) -> torch.nn.Module:
+        """The head with these tensors, read from ``path``, ready to learn on. Raises InputError when they make none."""
         if self.method not in HEADS:
             raise InputError(f"{path} has weights of {self.method}; known are {', '.join(HEADS)}")
-        of_state, with_head = HEADS[self.method]
+        of_state, _ = HEADS[self.method]
         try:
-            head = of_state(self.tensors)
+            return of_state(self.tensors, self.sizes.get("heads"))
         except (RuntimeError, KeyError, IndexError, ValueError) as error:
             last = (str(error).splitlines() or [type(error).__name__])[-1].strip()
             raise InputError(f"{path} does not hold a head of {self.method}: {last}") from error
+
+    def reranker(self, path: Path, device: torch.device) -> Reranker:
+        """The method with this head on ``device``. Raises InputError when the tensors do not make one."""
+        head = self.head(path)
+        _, with_head = HEADS[self.method]
         return with_head(head.eval().requires_grad_(requires_grad=False).to(device))
 
 
@@ -110,8 +126,10 @@ def method_of(path: Path) -> str:
         ) from error
 
 
-def open_reranker(path: Path, method: str, settings: StoreSettings, device: torch.device) -> Reranker:
+def open_reranker(path: Path, method: str, settings: StoreSettings, model: ClipModel) -> Reranker:
     """The reranker ``method`` with the weights at ``path``, for a store with these settings.
+
+    Where the text tower was trained along, ``model`` takes it over.
 
     Raises UsageError for the weights of another method, FingerprintError for those of other features, InputError for a
     broken file.
@@ -120,7 +138,9 @@ def open_reranker(path: Path, method: str, settings: StoreSettings, device: torc
     if weights.method != method:
         raise UsageError(f"{path} has weights of {weights.method}, --method is {method}; leave --method out")
     weights.kind.require(settings, path)
-    return weights.reranker(path, device)
+    if weights.text:
+        model.adopt_text_tower(weights.text, path)
+    return weights.reranker(path, model.device)
 
 
 def _read(path: Path, *, with_tensors: bool) -> tuple[dict[str, str], dict[str, Tensor]]:

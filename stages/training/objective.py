@@ -90,6 +90,10 @@ class Objective(Protocol):
         """What else is worth a line of the journal at every validation, measured on these videos."""
         ...
 
+    def left_out(self) -> str:
+        """What is to be said of videos that could not be used; empty when there are none."""
+        ...
+
     def weights(self, state: Mapping[str, Tensor], /) -> Weights:
         """What a state of ``module`` is written as."""
         ...

@@ -25,6 +25,20 @@ class CaptionedId:
     video_id: int
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class RawTokens:
+    """The tokens of n videos as the image tower gave them."""
+
+    tokens: Tensor
+    """float32 [n, F, P, D], row 0 of P the frame embedding; 0 where masked."""
+    frame_mask: Tensor
+    """bool [n, F], True = real frame."""
+
+    def to(self, device: torch.device) -> RawTokens:
+        """The same on ``device``."""
+        return RawTokens(self.tokens.to(device), self.frame_mask.to(device))
+
+
 class PairCorpus:
     """N videos with their captions; pooled embeddings in memory, tokens read when asked for."""
 
@@ -63,6 +77,14 @@ class PairCorpus:
         batch = self._snapshot.read_tokens(self.ids[positions].tolist())
         raw = torch.from_numpy(batch.tokens)  # the scale of an int8 token changes its length only
         return VideoTokens.of(raw[None], torch.from_numpy(batch.frame_mask)[None])
+
+    def raw_tokens(self, positions: NDArray[np.int64]) -> RawTokens:
+        """Tokens of the videos at these positions [n], of their own length."""
+        batch = self._snapshot.read_tokens(self.ids[positions].tolist())
+        tokens = torch.from_numpy(batch.tokens).float()
+        if batch.scales is not None:
+            tokens *= torch.from_numpy(batch.scales).unsqueeze(-1)
+        return RawTokens(tokens, torch.from_numpy(batch.frame_mask))
 
 
 def nearest(pooled: Tensor, positions: NDArray[np.int64], allowed: NDArray[np.int64], number: int) -> NDArray[np.int64]:

@@ -19,11 +19,11 @@ def draw(lines: Sequence[dict[str, Any]], path: Path) -> Path:
     figure = Figure(figsize=(8, 7), layout="constrained")
     FigureCanvasAgg(figure)
     losses, recalls = figure.subplots(2, 1, sharex=True)
-    for name in ("broad_loss", "focused_loss", "focused_loss_v2t"):
+    for name in ("loss", "broad_loss", "focused_loss", "focused_loss_v2t"):
         values = [line[name] for line in steps if name in line]
         if values:
             losses.plot([line["step"] for line in steps], _smoothed(values), label=name.replace("_", " "))
-    losses.set_ylabel("cross-entropy")
+    losses.set_ylabel("loss")
     losses.legend()
     for name, style in (("broad", "--"), ("focused", "-")):
         for cut in ("R@1", "R@5"):

@@ -85,6 +85,10 @@ class TokenBinderObjective:
         if self.frames is not None:
             self.frames.start(coming)
 
+    def left_out(self) -> str:
+        """Videos that could not be decoded."""
+        return "" if self.frames is None else self.frames.losses()
+
     def weights(self, state: Mapping[str, Tensor]) -> TokenBinderWeights:
         """What reranking reads."""
         scale = float(state["log_scale"].exp().clamp(max=100.0))

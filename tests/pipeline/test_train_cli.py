@@ -108,6 +108,9 @@ def test_what_cannot_be_trained_is_said_before_any_work(captions: Path, store: P
     one_line_error(asked("--set", "num_indicators=1"), 2, "at least 2")
     one_line_error(asked("--split", "test"), 17, "'test'")
     one_line_error(asked("--start", captions), 17, "cannot be read as TokenBinder weights")
+    one_line_error(asked("--start", captions, "--method", "x-clip"), 17, "cannot be read as the weights of a reranker")
+    one_line_error(asked("--finetune", "--method", "x-clip"), 2, "--finetune", "x-clip")
+    one_line_error(asked("--set", "temporal=lstm", "--method", "eercf"), 2, "clip4clip")
     other = tmp_path / "captions.jsonl"
     other.write_text('{"key": "elsewhere.mp4", "caption": "a dog"}\n')
     one_line_error(asked(captions=other), 17, "none of the 1 captions", "elsewhere.mp4")
@@ -115,6 +118,33 @@ def test_what_cannot_be_trained_is_said_before_any_work(captions: Path, store: P
     recipe.write_text("[train]\nepochs = 'x'\n")
     one_line_error(asked("--recipe", recipe), 17, "recipe.toml", "epochs")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["captions.jsonl", "recipe.toml"]
+
+
+@pytest.mark.slow
+def test_a_trained_head_and_its_text_tower_answer_in_rerank_evaluate_and_search(
+    clips: Path, captions: Path, store: Path, run: Run, tmp_path: Path
+) -> None:
+    weights = tmp_path / "head.safetensors"
+    small = (*QUICK[:4], "--set", "batch_size=6", "--set", "num_candidates=12", "--set", "text_learning_rate=0.01")
+    done = train(run, store, captions, weights, "--method", "x-clip", *small, *KEPT, "--json")
+    assert done.code == 0, done.err
+    lines = [json.loads(line) for line in (tmp_path / "head.jsonl").read_text().splitlines()]
+    steps = [line for line in lines if line["event"] == "step"]
+    assert all(line["loss"] > 0 and line["scale"] > 1 for line in steps)
+
+    asked = ("--store", store, "--weights", weights)
+    output = tmp_path / "run.trec"
+    done = run("rerank", *asked, "--method", "x-clip", "--queries", clips.parent / "queries.jsonl", "--output", output)
+    assert done.code == 0, done.err
+    assert output.read_text().splitlines()[0].endswith(" x-clip")
+    found = run("evaluate", *asked, "--captions", captions, "--json")
+    assert found.code == 0, found.err
+    assert found.json["method"] == "x-clip"
+    plain = run("evaluate", "--store", store, "--method", "x-clip", "--captions", captions, "--json")
+    broad = [one.json["text_to_video"]["broad"] for one in (found, plain)]
+    assert broad[0] != broad[1]  # the text tower has learned, and recalls
+    assert run("search", *asked, "a red star").code == 0
+    one_line_error(run("search", *asked, "a red star", "--method", "eercf"), 2, "has weights of x-clip")
 
 
 @pytest.mark.slow

@@ -28,10 +28,10 @@ def small_clip() -> ClipModel:
     return load_model("tbpipe-small", "", "cpu", "float32", towers="text")
 
 
-def ordered_store(directory: Path, num_pairs: int) -> tuple[Store, list[CaptionedId]]:
+def ordered_store(directory: Path, num_pairs: int, keep: str = "2") -> tuple[Store, list[CaptionedId]]:
     """2 x ``num_pairs`` videos and a caption of each."""
     clip = small_clip()
-    settings = StoreSettings(clip.settings(), SamplingSettings("uniform", FRAMES), TokenSettings("float16", "2"))
+    settings = StoreSettings(clip.settings(), SamplingSettings("uniform", FRAMES), TokenSettings("float16", keep))
     store = Store.create(directory, settings)
     rng = np.random.default_rng(0)
     names = [f"a {colour} {shape}" for colour in _COLOURS for shape in _SHAPES]

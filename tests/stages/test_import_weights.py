@@ -348,23 +348,23 @@ def test_weights_know_the_features_that_they_belong_to(tmp_path: Path) -> None:
     clip, path = imported("ts2net", tiny_checkpoint("ts2net"), tmp_path)
     model = load_model(f"local-dir:{clip.parent}-tokenshift", str(clip), device="cpu", dtype="float32", towers="image")
     settings = StoreSettings(model.settings(), SamplingSettings("uniform", FRAMES), TokenSettings("int8", "all"))
-    assert open_reranker(path, "ts2-net", settings, torch.device("cpu")).name == "ts2-net"
+    assert open_reranker(path, "ts2-net", settings, model).name == "ts2-net"
     for other in (
         replace(settings, model=replace(settings.model, weights_sha256="0" * 64)),
         replace(settings, model=replace(settings.model, name="local-dir")),
         replace(settings, tokens=TokenSettings("int8", "cls")),
     ):
         with pytest.raises(FingerprintError, match="train on this store"):
-            open_reranker(path, "ts2-net", other, torch.device("cpu"))
+            open_reranker(path, "ts2-net", other, model)
     with pytest.raises(UsageError, match="has weights of ts2-net, --method is x-clip"):
-        open_reranker(path, "x-clip", settings, torch.device("cpu"))
+        open_reranker(path, "x-clip", settings, model)
 
 
 def test_heads_of_frames_take_a_store_without_patches(tmp_path: Path) -> None:
     clip, path = imported("xclip", tiny_checkpoint("xclip"), tmp_path)
     model = load_model(f"local-dir:{clip.parent}", str(clip), device="cpu", dtype="float32", towers="image")
     settings = StoreSettings(model.settings(), SamplingSettings("uniform", FRAMES), TokenSettings("float16", "cls"))
-    assert open_reranker(path, "x-clip", settings, torch.device("cpu")).name == "x-clip"
+    assert open_reranker(path, "x-clip", settings, model).name == "x-clip"
 
 
 def test_broken_weight_files_are_input_errors(tmp_path: Path) -> None:
