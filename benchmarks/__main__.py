@@ -9,7 +9,7 @@ import argparse
 import importlib
 import sys
 
-NAMES = ("reads", "search", "extract", "memory")
+NAMES = ("reads", "search", "extract", "memory", "pairs")
 
 
 def main() -> int:

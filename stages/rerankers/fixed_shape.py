@@ -13,7 +13,8 @@ from torch.nn import functional
 ROWS = 64
 """Padding costs a lone video of 12 frames five times its rows, 500 rows next to nothing."""
 COLUMNS = 192
-"""The frames of 16 videos. One core, 64 x 512 x 192: 60 to 85 GFLOP/s; 12 x 512 x 12 for each pair: 20 to 40."""
+"""The frames of 16 videos. One core, products of 64 x 512 x 192: 83 GFLOP/s, x 384: 90, without bound: 119; products
+of 12 x 512 x 12 for each pair: 20 to 40."""
 
 
 def linear(rows: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -40,12 +41,12 @@ def products(rows: Tensor, columns: Tensor) -> Tensor:
         return rows @ columns.T
     height, width = len(rows), len(columns)
     rows = functional.pad(rows, (0, 0, 0, -height % ROWS)) if height % ROWS else rows
-    columns = functional.pad(columns, (0, 0, 0, -width % COLUMNS)) if width % COLUMNS else columns
-    result = rows.new_empty(len(rows), len(columns))
-    for top in range(0, len(rows), ROWS):
-        for left in range(0, len(columns), COLUMNS):
-            tile = result[top : top + ROWS, left : left + COLUMNS]
-            torch.mm(rows[top : top + ROWS], columns[left : left + COLUMNS].T, out=tile)
+    result = rows.new_empty(len(rows), width + -width % COLUMNS)
+    for left in range(0, width, COLUMNS):
+        block = columns[left : left + COLUMNS].T
+        block = functional.pad(block, (0, COLUMNS - block.shape[1])).contiguous()  # in this order it is a third faster
+        for top in range(0, len(rows), ROWS):
+            torch.mm(rows[top : top + ROWS], block, out=result[top : top + ROWS, left : left + COLUMNS])
     return result[:height, :width]
 
 

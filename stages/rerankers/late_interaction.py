@@ -6,6 +6,7 @@ here it is over the patches, which need none.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -13,9 +14,12 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from stages.rerankers.base import QueryBatch
-from stages.rerankers.fixed_shape import products
+from stages.rerankers.fixed_shape import COLUMNS, products
 from stages.rerankers.pairwise import PairwiseReranker, Shared
-from stages.rerankers.words import RealWords
+from stages.rerankers.words import WordsByPlace
+
+_COLUMNS = 6 * COLUMNS
+"""Tokens that are looked at together: what 32 texts have of them stays in the cache."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -27,7 +31,7 @@ class Words:
     mask: Tensor
     """bool [n, W], True = a word."""
 
-    def __getitem__(self, rows: int | slice | Tensor) -> Words:
+    def __getitem__(self, rows: int | slice | Tensor | None) -> Words:
         """Some of the texts."""
         return Words(self.words[rows], self.mask[rows])
 
@@ -67,17 +71,25 @@ class LateInteraction:
 
     def score(self, texts: Words, videos: Tokens) -> Tensor:
         """Scores float32 [c, Q] of the texts [1, Q, ...] with every video."""
-        texts = texts[0]
-        words, shape = RealWords(texts.mask), videos.tokens.shape[:3]
-        cosines = products(texts.words[texts.mask], videos.tokens.flatten(0, 2)).view(-1, *shape)  # [R, c, F, P]
-        parts = [cosines[..., 0], *([cosines[..., 1:].amax(-1)] if shape[2] > 1 else [])]
-        best = [part.masked_fill(~videos.frame_mask, -torch.inf).amax(-1) for part in parts]  # [R, c] each
-        mean = words.total(sum(best[1:], best[0])) / (len(best) * words.mask.sum(1, keepdim=True))
-        return mean.T
+        texts, step = texts[0], max(1, _COLUMNS // math.prod(videos.tokens.shape[1:3]))
+        words = WordsByPlace(texts.mask)
+        packed = words.pack(texts.words)
+        parts = [_best(packed, videos[start : start + step]) for start in range(0, len(videos.tokens), step)]
+        sums = words.in_order(words.total(torch.cat(parts, 1)))
+        return (sums / texts.mask.sum(1, keepdim=True)).T
+
+
+def _best(words: Tensor, videos: Tokens) -> Tensor:
+    """Of each word [R, D] in each video: the mean of its best frame's cosine and its best patch's; [R, c]."""
+    shape = videos.tokens.shape[:3]
+    cosines = products(words, videos.tokens.flatten(0, 2)).view(-1, *shape)
+    by_frame = [cosines[..., 0], *([cosines[..., 1:].amax(-1)] if shape[2] > 1 else [])]
+    best = [part.masked_fill(~videos.frame_mask, -torch.inf).amax(-1) for part in by_frame]
+    return sum(best[1:], best[0]) / len(best)
 
 
 class LateInteractionReranker(PairwiseReranker):
     """Late interaction as a reranker."""
 
     def __init__(self) -> None:
-        super().__init__(LateInteraction(), Shared(num_queries=16, num_videos=2))
+        super().__init__(LateInteraction(), Shared(num_queries=32))

@@ -20,7 +20,7 @@ class Rows(Protocol):
     """Something of several texts or videos, the first axis of all its tensors."""
 
     def __getitem__(self, rows: Any, /) -> Any:
-        """That of some rows: a slice, or int64 rows of any shape, which takes the place of the first axis."""
+        """That of some rows: a slice, or int64 rows of any shape, which takes the place of the first axis, or None."""
         ...
 
 
@@ -71,19 +71,21 @@ class PairScorer(Protocol[Texts, Videos]):
 class Shared:
     """Queries with the same candidates look at them together: for methods whose texts are as heavy as their videos.
 
-    The scorer then gets texts [1, Q, ...] only, of any Q, and sees to the shapes of its products itself.
+    The scorer then gets texts [1, Q, ...] only, of any Q, and sees to the shapes of its products itself
+    (``fixed_shape.products``).
     """
 
     num_queries: int
     """Q at most."""
-    num_videos: int
-    """c at most."""
+    num_videos: int = 0
+    """c at most; 0: all that they share, which the scorer cuts itself."""
 
 
 class PairwiseReranker:
     """Gives every query's candidates the scores of a PairScorer, each video prepared once."""
 
     def __init__(self, scorer: PairScorer[Any, Any], shared: Shared | None = None) -> None:
+        """By default each video is visited by a fixed number of queries."""
         self.scorer = scorer
         self._shared = shared
 
@@ -98,7 +100,7 @@ class PairwiseReranker:
         scorer = self.scorer
         tokens = candidates.tokens if scorer.sees_patches else candidates.tokens[:, :, :1]
         device = tokens.device
-        texts = scorer.texts(_with_nobody(queries).to(device))
+        texts = scorer.texts((queries if self._shared else _with_nobody(queries)).to(device))
         scores = torch.full((candidates.index.numel() + 1,), -torch.inf, device=device)
         block_size = min(len(tokens), videos_per_block(math.prod(tokens.shape[1:]), device))
         buffer = torch.empty(block_size, *tokens.shape[1:], device=device)
@@ -110,7 +112,8 @@ class PairwiseReranker:
             for visit in block.visits:
                 whole = isinstance(visit.videos, slice) and visit.videos == slice(0, len(raw))
                 visited = videos if whole else videos[visit.videos]
-                scores[visit.cells] = scorer.score(texts[visit.queries], visited)
+                asking = texts[visit.queries]
+                scores[visit.cells] = scorer.score(asking[None] if self._shared else asking, visited)
         return scores[:-1].view(candidates.index.shape)
 
     def rank_texts(self, queries: QueryBatch, candidates: CandidateBatch) -> Tensor:

@@ -143,5 +143,14 @@ def pool(frames: Tensor, frame_mask: Tensor) -> Tensor:
 
     Frames that are padding may be anything; a video without a frame comes out as 0.
     """
-    real = normalize(frames, dim=-1).masked_fill(~frame_mask.unsqueeze(-1), 0.0)
-    return normalize(real.sum(-2), dim=-1)
+    return mean_direction(normalize(frames, dim=-1), frame_mask)
+
+
+def mean_direction(frames: Tensor, frame_mask: Tensor) -> Tensor:
+    """The same of frames that have unit length already."""
+    return normalize(without_padding(frames, frame_mask).sum(-2), dim=-1)
+
+
+def without_padding(frames: Tensor, frame_mask: Tensor) -> Tensor:
+    """The frames [..., F, D], 0 where padding; the same tensor where there is none."""
+    return frames if bool(frame_mask.all()) else frames.masked_fill(~frame_mask.unsqueeze(-1), 0.0)

@@ -43,7 +43,7 @@ class UcofiaTexts:
     word_mask: Tensor
     """bool [T, W], True = takes part; one does in every text."""
 
-    def __getitem__(self, rows: slice | Tensor | int) -> UcofiaTexts:
+    def __getitem__(self, rows: slice | Tensor | int | None) -> UcofiaTexts:
         """Some of the texts."""
         return UcofiaTexts(self.sentence[rows], self.words[rows], self.word_mask[rows])
 

@@ -31,8 +31,8 @@ class Visit:
 
     videos: slice | Tensor
     """Which videos of the block, c of them."""
-    queries: Tensor
-    """int64 [c, Q], rows of the batch of queries, B (one past the last) = padding; or [1, Q], the same for all."""
+    queries: slice | Tensor
+    """int64 [c, Q], rows of the batch of queries, B (one past the last) = padding; or [Q], the same for all videos."""
     cells: Tensor
     """int64 [c, Q], where the score belongs in the flat [B * K] scores; B * K (one past the last) = padding."""
 
@@ -70,18 +70,19 @@ def blocks(index: Tensor, num_videos: int, block_size: int, device: torch.device
 
 
 def shared_blocks(
-    index: Tensor, num_videos: int, block_size: int, device: torch.device, num_queries: int, num_visited: int
+    index: Tensor, num_videos: int, block_size: int, device: torch.device, num_queries: int, num_visited: int = 0
 ) -> Iterator[Block]:
     """All pairs of ``index`` as by ``blocks``, but in each visit the same queries look at each of the videos.
 
-    At most ``num_queries`` look at ``num_visited`` videos at a time; there is no padding.
+    At most ``num_queries`` look at ``num_visited`` videos at a time, 0 = all that they share in the block; there is no
+    padding.
     """
     flat = index.reshape(-1).numpy()
     for first in range(0, num_videos, block_size):
         last = min(first + block_size, num_videos)
         cells = np.flatnonzero((first <= flat) & (flat < last))
         if len(cells):
-            visits = _shared_visits(index, cells, first, num_queries, num_visited, device)
+            visits = _shared_visits(index, cells, first, num_queries, num_visited or block_size, device)
             yield Block(slice(first, last), list(visits))
 
 
@@ -91,7 +92,7 @@ def _shared_visits(
     """Queries that look at the same videos of the block, in the order of the videos, are taken together."""
     videos = index.reshape(-1).numpy()[cells] - first
     queries = cells // index.shape[1]
-    order = np.lexsort((videos, queries))
+    order = np.argsort(queries * (1 + videos.max()) + videos, kind="stable")
     cuts = np.flatnonzero(np.diff(queries[order])) + 1
     groups: dict[bytes, list[NDArray[np.int64]]] = {}
     for of_query in np.split(order, cuts):
@@ -103,7 +104,7 @@ def _shared_visits(
                 part = together[:, left : left + num_visited]
                 yield Visit(
                     videos=_slice_or_rows(videos[part[0]], device),
-                    queries=torch.from_numpy(queries[part[:, 0]])[None].to(device),
+                    queries=_slice_or_rows(queries[part[:, 0]], device),
                     cells=torch.from_numpy(cells[part].T.copy()).to(device),
                 )
 

@@ -2,10 +2,95 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from functools import cached_property
+
 import torch
 from torch import Tensor
 
-from stages.rerankers.fixed_shape import total
+
+class WordsByPlace:
+    """The R real words of Q texts: the first of every text, then the second of every text that has one, and so on.
+
+    Longer texts come first, so that the n-th words belong to the first texts. ``order`` says which those are; what is
+    made of each text comes in this order, until ``in_order`` puts it back.
+    """
+
+    def __init__(self, word_mask: Tensor) -> None:
+        """From bool [Q, W] of texts that have a word at least."""
+        counts = word_mask.sum(1)
+        self.order = counts.argsort(descending=True, stable=True)
+        """int64 [Q], the texts, longest first."""
+        counts, self._width = counts[self.order], word_mask.shape[1]
+        places = torch.arange(int(counts[0]) if len(counts) else 0, device=word_mask.device)
+        has = places[:, None] < counts  # [longest, Q]
+        self._sizes: list[int] = has.sum(1).tolist()
+        starts = word_mask.flatten().cumsum(0).view(word_mask.shape)[:, -1][self.order] - counts
+        self._flat = word_mask.flatten().nonzero().squeeze(1)[(starts + places[:, None])[has]]
+        """int64 [R], where the words are in [Q * W]."""
+
+    @property
+    def number(self) -> int:
+        """R."""
+        return len(self._flat)
+
+    def pack(self, values: Tensor) -> Tensor:
+        """Of [Q, W, ...], the real words' [R, ...]."""
+        return values.flatten(0, 1).index_select(0, self._flat)
+
+    def in_order(self, values: Tensor) -> Tensor:
+        """Of each text, [Q, ...] by length, in the order in which the texts were given."""
+        return torch.empty_like(values).index_copy_(0, self.order, values)
+
+    def slices(self) -> Iterator[slice]:
+        """Rows of the first, second, ... words; the n-th of them belong to the first texts."""
+        start = 0
+        for size in self._sizes:
+            yield slice(start, start + size)
+            start += size
+
+    def amax(self, packed: Tensor) -> Tensor:
+        """The largest of each text: [R, ...] -> [Q, ...] by length."""
+        if torch.is_grad_enabled():
+            padding = ~self.mask.view(*self.mask.shape, *[1] * (packed.ndim - 1))
+            return self.unpack(packed).masked_fill(padding, -torch.inf).amax(1)
+        first, *others = self.slices()
+        result = packed[first].clone()
+        for rows in others:
+            part = result[: rows.stop - rows.start]
+            torch.maximum(part, packed[rows], out=part)
+        return result
+
+    def total(self, packed: Tensor) -> Tensor:
+        """The sum over each text, word by word: [R, ...] -> [Q, ...] by length."""
+        first, *others = self.slices()
+        result = packed[first].clone()
+        for rows in others:
+            result[: rows.stop - rows.start] += packed[rows]
+        return result
+
+    def weighted(self, logits: Tensor) -> Tensor:
+        """The sum of softmax(x) x over each text: [R, ...] -> [Q, ...] by length. Has no gradient."""
+        largest = self.amax(logits)
+        powers = torch.empty_like(logits)
+        for rows in self.slices():
+            torch.sub(logits[rows], largest[: rows.stop - rows.start], out=powers[rows])
+        norm = self.total(powers.exp_())
+        return self.total(powers.mul_(logits)).div_(norm)
+
+    # -- with room for padding: what training and matrices of weights need --
+
+    @cached_property
+    def mask(self) -> Tensor:
+        """Bool [Q, W], by length."""
+        mask = torch.zeros(len(self.order) * self._width, dtype=torch.bool, device=self.order.device)
+        return mask.index_fill_(0, self._flat, True).view(-1, self._width)[self.order]
+
+    def unpack(self, packed: Tensor) -> Tensor:
+        """Of R words, [R, ...], each text's own, [Q, W, ...] by length; 0 where there is no word."""
+        whole = packed.new_zeros(len(self.order) * self._width, *packed.shape[1:])
+        whole = whole.index_copy(0, self._flat, packed)
+        return whole.view(-1, self._width, *packed.shape[1:])[self.order]
 
 
 class RealWords:
@@ -25,7 +110,3 @@ class RealWords:
     def unpack(self, packed: Tensor) -> Tensor:
         """Of R words, [R, ...], each text's own, [Q, W, ...]; something of the text's own where there is no word."""
         return packed[self._rows]
-
-    def total(self, packed: Tensor) -> Tensor:
-        """Sum over the words of each text: [R, c] -> [Q, c]."""
-        return total(self.unpack(packed).masked_fill(~self.mask.unsqueeze(-1), 0.0), 1)

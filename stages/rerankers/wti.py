@@ -14,10 +14,13 @@ from torch.nn.functional import normalize
 
 from stages.rerankers.base import QueryBatch
 from stages.rerankers.clip4clip import Clip4ClipHead
-from stages.rerankers.fixed_shape import linear, products, softmax
+from stages.rerankers.fixed_shape import COLUMNS, linear, products, softmax
 from stages.rerankers.pairwise import PairwiseReranker, Shared
 from stages.rerankers.temporal import NUM_POSITIONS, TemporalHead, temporal_sizes
-from stages.rerankers.words import RealWords
+from stages.rerankers.words import WordsByPlace
+
+_COLUMNS = 2 * COLUMNS
+"""Frames that are looked at together: what 32 texts have of them stays in the cache."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -31,7 +34,7 @@ class WtiTokens:
     mask: Tensor
     """bool [n, N], True = a word or a real frame."""
 
-    def __getitem__(self, rows: int | slice | Tensor) -> WtiTokens:
+    def __getitem__(self, rows: int | slice | Tensor | None) -> WtiTokens:
         """Some of the texts or videos."""
         return WtiTokens(self.tokens[rows], self.weights[rows], self.mask[rows])
 
@@ -86,16 +89,29 @@ class WtiHead(TemporalHead):
 
     def score(self, texts: WtiTokens, videos: WtiTokens) -> Tensor:
         """Scores float32 [c, Q] of the texts [1, Q, ...] with every video."""
-        texts = texts[0]
-        words, nothing = RealWords(texts.mask), 0.0 if self.official else -torch.inf
-        packed = products(texts.tokens[texts.mask], videos.tokens.flatten(0, 1)).view(-1, *videos.mask.shape)
-        packed = packed.masked_fill(~videos.mask, nothing)  # [R, c, F]
-        of_words = words.total(packed.amax(-1) * texts.weights[texts.mask].unsqueeze(-1))  # [Q, c]
-        by_text = words.unpack(packed).masked_fill(~words.mask[..., None, None], nothing).amax(1)  # [Q, c, F]
-        if self.official and words.mask.shape[1] < texts.mask.shape[1]:
-            by_text = by_text.clamp_min(0.0)  # of the padding after the longest text
+        texts, step = texts[0], max(1, _COLUMNS // videos.mask.shape[1])
+        words = WordsByPlace(texts.mask)
+        packed, weights = words.pack(texts.tokens), words.pack(texts.weights).unsqueeze(-1)
+        has_padding = ~texts.mask.all(1)[words.order]
+        parts = [
+            self._by_length(words, packed, weights, has_padding, videos[start : start + step])
+            for start in range(0, len(videos.mask), step)
+        ]
+        return self.logit_scale.exp() * words.in_order(torch.cat(parts, 1)).T
+
+    def _by_length(
+        self, words: WordsByPlace, packed: Tensor, weights: Tensor, has_padding: Tensor, videos: WtiTokens
+    ) -> Tensor:
+        """[Q, c], the texts by length: their R words and weights [R, D], [R, 1], and whether they have padding [Q]."""
+        nothing = 0.0 if self.official else -torch.inf
+        found = products(packed, videos.tokens.flatten(0, 1)).view(-1, *videos.mask.shape)
+        found = found.masked_fill(~videos.mask, nothing)  # [R, c, F]
+        of_words = words.total(found.amax(-1) * weights)  # [Q, c]
+        by_text = words.amax(found)  # [Q, c, F]
+        if self.official:
+            by_text = torch.where(has_padding[:, None, None], by_text.clamp_min(0.0), by_text)
         of_frames = (by_text.masked_fill(~videos.mask, 0.0) * videos.weights).sum(-1)
-        return self.logit_scale.exp() * ((of_words + of_frames) / 2).T
+        return (of_words + of_frames) / 2
 
 
 class DpHead(Clip4ClipHead):
@@ -113,7 +129,7 @@ class WtiReranker(PairwiseReranker):
     """WTI as a reranker; without a head, TI."""
 
     def __init__(self, head: WtiHead | None = None) -> None:
-        super().__init__(head or WtiHead(), Shared(num_queries=32, num_videos=32))
+        super().__init__(head or WtiHead(), Shared(num_queries=32))
 
 
 def _weight_network(width: int) -> nn.Sequential:

@@ -13,11 +13,15 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from stages.rerankers.base import QueryBatch
-from stages.rerankers.fixed_shape import linear, products
-from stages.rerankers.matrices import aggregate, identity
+from stages.rerankers.fixed_shape import COLUMNS, linear, products
+from stages.rerankers.matrices import TEMPERATURE, aggregate, identity
 from stages.rerankers.pairwise import PairwiseReranker, Shared
-from stages.rerankers.temporal import NUM_POSITIONS, TemporalHead, pool, temporal_sizes
-from stages.rerankers.words import RealWords
+from stages.rerankers.temporal import NUM_POSITIONS, TemporalHead, mean_direction, temporal_sizes, without_padding
+from stages.rerankers.words import WordsByPlace
+
+_SMALLEST_NORM = 1e-12
+_COLUMNS = 3 * COLUMNS
+"""Frames and videos that are looked at together: what 64 texts have of them stays in the cache."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -25,13 +29,13 @@ class XClipTexts:
     """What does not depend on the video, of T texts; the axes of T may have any shape."""
 
     sentence: Tensor
-    """float32 [T, D], unit length."""
+    """float32 [T, D], of length 1 / 0.01, as the words."""
     words: Tensor
-    """float32 [T, W, D], unit length."""
+    """float32 [T, W, D], of length 1 / 0.01: their similarities are in units of the temperature."""
     word_mask: Tensor
     """bool [T, W], True = takes part."""
 
-    def __getitem__(self, rows: int | slice | Tensor) -> XClipTexts:
+    def __getitem__(self, rows: int | slice | Tensor | None) -> XClipTexts:
         """Some of the texts."""
         return XClipTexts(self.sentence[rows], self.words[rows], self.word_mask[rows])
 
@@ -74,6 +78,30 @@ class XClipTerms:
     def mean(self) -> Tensor:
         """X-CLIP's score."""
         return (self.video_sentence + self.video_word + self.sentence_frame + self.frame_word) / 4
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Asking:
+    """Q texts as they meet some videos after the other."""
+
+    words: WordsByPlace
+    rows: Tensor
+    """float32 [R + Q, D]: the words, then the sentences by length."""
+
+    @staticmethod
+    def of(texts: XClipTexts) -> _Asking:
+        words = WordsByPlace(texts.word_mask)
+        return _Asking(words, torch.cat([words.pack(texts.words), texts.sentence[words.order]]))
+
+    def similarities(self, videos: XClipVideos) -> tuple[Tensor, Tensor]:
+        """Of words and sentences with what they meet, [R (+ Q), F + 1, c] and [Q, F + 1, c], in units of 0.01."""
+        number = self.words.number
+        if videos.for_words is videos.for_sentence:
+            found = _similarities(self.rows, videos.for_words)
+            return found, found[number:]
+        return _similarities(self.rows[:number], videos.for_words), _similarities(
+            self.rows[number:], videos.for_sentence
+        )
 
 
 class XClipHead(TemporalHead):
@@ -131,16 +159,16 @@ class XClipHead(TemporalHead):
         return head
 
     def texts(self, queries: QueryBatch) -> XClipTexts:
-        """Unit-length sentences and words."""
+        """Directions of sentences and words."""
         mask = torch.ones_like(queries.word_mask) if self.official else queries.word_mask
-        return XClipTexts(normalize(queries.sentence, dim=-1), normalize(queries.words, dim=-1), mask)
+        return XClipTexts(_directions(queries.sentence), _directions(queries.words), mask)
 
     def videos(self, tokens: Tensor, frame_mask: Tensor) -> XClipVideos:
         """Frames and video as words and sentences meet them."""
-        raw = tokens[:, :, 0]
-        if not self.official:
-            raw = raw.masked_fill(~frame_mask.unsqueeze(-1), 0.0)
-        frames, pooled = normalize(raw, dim=-1), pool(self.temporal(raw, frame_mask), frame_mask).unsqueeze(1)
+        raw = tokens[:, :, 0] if self.official else without_padding(tokens[:, :, 0], frame_mask)
+        frames = normalize(raw, dim=-1)
+        contextual = frames if self.transformerClip is None else normalize(self.temporal(raw, frame_mask), dim=-1)
+        pooled = mean_direction(contextual, frame_mask).unsqueeze(1)
         taking_part = torch.ones_like(frame_mask) if self.official else frame_mask
         for_words = for_sentence = torch.cat([frames, pooled], 1)
         if self.local_mat_weight is not None and self.global_mat_weight is not None:
@@ -150,41 +178,65 @@ class XClipHead(TemporalHead):
 
     def score(self, texts: XClipTexts, videos: XClipVideos) -> Tensor:
         """Scores float32 [c, Q] of the texts [1, Q, ...] with every video."""
-        return self.terms(texts[0], videos).mean().T
+        asking, columns_each = _Asking.of(texts[0]), videos.for_words.shape[1]
+        step = max(1, _COLUMNS // columns_each)
+        parts = [
+            self._terms(asking, videos[start : start + step]).mean() for start in range(0, len(videos.frame_mask), step)
+        ]
+        return torch.cat(parts, 1).T
 
     def terms(self, texts: XClipTexts, videos: XClipVideos) -> XClipTerms:
         """The four similarities of Q texts with c videos."""
-        scale = self.logit_scale.exp()
-        words = RealWords(texts.word_mask)
-        cosines = _cosines(texts.words[texts.word_mask], videos.for_words)  # [R, c, F + 1], R words in all
-        local, word_video = cosines[..., :-1].contiguous(), cosines[..., -1]
-        sentence = _cosines(texts.sentence, videos.for_sentence)  # [Q, c, F + 1]
-        frame_mask = None if bool(videos.frame_mask.all()) else videos.frame_mask
-        by_frame = _over_words(words, local, self.word_mat_weight)  # [Q, c, F]
-        by_word = aggregate(local, frame_mask, self.frame_mat_weight)  # [R, c]
-        from_frames = aggregate(by_frame, frame_mask, self.frame_mat_weight2)
-        from_words = _over_words(words, by_word, self.word_mat_weight2)
-        return XClipTerms(
-            video_sentence=scale * sentence[..., -1],
-            video_word=scale * _over_words(words, word_video, self.word_logit_weight),
-            sentence_frame=scale * aggregate(sentence[..., :-1], frame_mask, self.frame_logit_weight),
-            words_first=scale * from_frames / 2,
-            frames_first=scale * from_words / 2,
+        return self._terms(_Asking.of(texts), videos)
+
+    def _terms(self, asking: _Asking, videos: XClipVideos) -> XClipTerms:
+        words, mask = asking.words, None if bool(videos.frame_mask.all()) else videos.frame_mask.T
+        found, sentence = asking.similarities(videos)
+        found = found[: words.number]
+        by_word = _over_frames(found[:, :-1], mask, self.frame_mat_weight)
+        if self.word_mat_weight is None and not torch.is_grad_enabled():
+            by_text = words.weighted(torch.cat([found, by_word.unsqueeze(1)], 1))  # all three at once
+            by_frame, video_word, frames_first = by_text[:, :-2], by_text[:, -2], by_text[:, -1]
+        else:
+            by_frame = _over_words(found[:, :-1], words, self.word_mat_weight)
+            video_word = _over_words(found[:, -1], words, self.word_logit_weight)
+            frames_first = _over_words(by_word, words, self.word_mat_weight2)
+        terms = (
+            sentence[:, -1],
+            video_word,
+            _over_frames(sentence[:, :-1], mask, self.frame_logit_weight),
+            _over_frames(by_frame, mask, self.frame_mat_weight2) / 2,
+            frames_first / 2,
         )
+        scale = TEMPERATURE * self.logit_scale.exp()
+        return XClipTerms(*(scale * words.in_order(term) for term in terms))
 
 
 class XClipReranker(PairwiseReranker):
     """X-CLIP as a reranker; without a head, its zero-shot form."""
 
     def __init__(self, head: XClipHead | None = None) -> None:
-        super().__init__(head or XClipHead(), Shared(num_queries=32, num_videos=32))
+        super().__init__(head or XClipHead(), Shared(num_queries=64))
 
 
-def _over_words(words: RealWords, packed: Tensor, matrix: Tensor | None) -> Tensor:
-    """A over the words of each text: [R, ...] -> [Q, ...]."""
-    return aggregate(words.unpack(packed), words.mask.view(*words.mask.shape, *[1] * (packed.ndim - 1)), matrix, dim=1)
+def _similarities(rows: Tensor, videos: Tensor) -> Tensor:
+    """Of rows [R, D] with what they meet [c, N, D]: [R, N, c], videos last: what is done to one is done to many."""
+    columns = videos.transpose(0, 1)
+    return products(rows, columns.flatten(0, 1)).view(len(rows), *columns.shape[:2])
 
 
-def _cosines(rows: Tensor, videos: Tensor) -> Tensor:
-    """Of rows [R, D] with what they meet [c, N, D], unit length: [R, c, N]."""
-    return products(rows, videos.flatten(0, 1)).view(len(rows), *videos.shape[:2])
+def _directions(raw: Tensor) -> Tensor:
+    """Of length 1 / 0.01."""
+    lengths: Tensor = torch.linalg.vector_norm(raw, dim=-1, keepdim=True)
+    return raw / (lengths.clamp_min(_SMALLEST_NORM) * TEMPERATURE)
+
+
+def _over_words(x: Tensor, words: WordsByPlace, matrix: Tensor | None) -> Tensor:
+    """A over the words of each text, in units of the temperature: [R, ...] -> [Q, ...]."""
+    mask = words.mask.view(*words.mask.shape, *[1] * (x.ndim - 1))
+    return aggregate(words.unpack(x), mask, matrix, 1, 1.0)
+
+
+def _over_frames(x: Tensor, mask: Tensor | None, matrix: Tensor | None) -> Tensor:
+    """A over the frames, likewise: [N, F, c] -> [N, c]; mask bool [F, c], True = takes part."""
+    return aggregate(x, mask, matrix, 1, 1.0)

@@ -1,4 +1,4 @@
-"""DRL's channel decorrelation (Wang et al., 2022): dimensions of matching features should vary alike, each by itself."""
+"""DRL's channel decorrelation (Wang et al., 2022): dimensions of matching features vary alike, each by itself."""
 
 from __future__ import annotations
 
@@ -18,8 +18,9 @@ def decorrelation(correlations: Tensor, diagonal: float = DIAGONAL, others: floa
 
 
 def correlations(one: Tensor, other: Tensor, weights: Tensor | None = None, num_pairs: int | None = None) -> Tensor:
-    """How dimensions vary together: c_de = sum_i a_i z_id y_ie with z, y standardised over the n rows of [n, D]: float32 [D, D].
+    """How dimensions vary together: c_de = sum_i a_i z_id y_ie, float32 [D, D].
 
+    z and y are ``one`` and ``other`` [n, D], standardised over the rows.
     Weights float32 [n] are divided by ``num_pairs``; none: each row weighs 1 / n. The standard deviation divides by
     n - 1.
     """

@@ -205,18 +205,18 @@ def test_every_pair_is_visited_once(block_size: int) -> None:
     assert sorted(seen) == (index.flatten() >= 0).nonzero().flatten().tolist()
 
 
-@pytest.mark.parametrize("block_size", [1, 3, 100])
-def test_every_pair_is_visited_once_by_queries_that_share_videos(block_size: int) -> None:
+@pytest.mark.parametrize(("block_size", "num_visited"), [(1, 0), (3, 0), (100, 0), (100, 2)])
+def test_every_pair_is_visited_once_by_queries_that_share_videos(block_size: int, num_visited: int) -> None:
     generator = torch.Generator().manual_seed(0)
     index = torch.cat([torch.randint(-1, 6, (9, 4), generator=generator), torch.tensor([[4, 1, 0, 1]]).repeat(7, 1)])
     index[12] = torch.tensor([0, 1, 1, 4])  # the same videos in another order
     seen, largest = [], 0
-    for block in shared_blocks(index, 6, block_size, torch.device("cpu"), 5, 2):
+    for block in shared_blocks(index, 6, block_size, torch.device("cpu"), 5, num_visited):
         videos = torch.arange(6)[block.videos]
         for visit in block.visits:
-            (visitors,), visited = visit.queries, videos[visit.videos]
+            visitors, visited = torch.arange(16)[visit.queries], videos[visit.videos]
             assert visit.cells.shape == (len(visited), len(visitors))
-            assert len(visited) <= 2
+            assert len(visited) <= (num_visited or 4)
             largest = max(largest, len(visitors))
             for video, cells in zip(visited, visit.cells, strict=True):
                 assert torch.equal(index.flatten()[cells], video.expand(len(cells)))
