@@ -20,6 +20,10 @@ NUM_PATCHES = 3
 SIGMA = 0.05
 """Scale of the noise; the authors draw it 500 times."""
 
+_FEWEST_COLUMNS = 4
+"""With fewer, a product of one frame may be summed in another order than that of several."""
+_SMALLEST_NORM = 1e-12
+
 
 class TokenSelector(nn.Module):
     """Keeps [CLS] and the k best patches of each frame.
@@ -39,7 +43,7 @@ class TokenSelector(nn.Module):
         if self.score_predictor is not None:
             found: Tensor = self.score_predictor(tokens, frame_mask)
             return found
-        return functional.cosine_similarity(tokens, tokens[:, :, :1], dim=-1)
+        return _cosines_with_first(tokens)
 
     def forward(
         self, tokens: Tensor, frame_mask: Tensor | None = None, noise: Tensor | None = None, sigma: float = SIGMA
@@ -133,6 +137,15 @@ class _PerturbedTopK(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
         (slope,) = ctx.saved_tensors
         return (grads[0] * slope).sum(1), None, None, None
+
+
+def _cosines_with_first(tokens: Tensor) -> Tensor:
+    """The cosines float32 [c, F, P] of the tokens [c, F, P, D] of each frame with its token 0; 0 for a token of 0."""
+    first = functional.normalize(tokens[:, :, 0], dim=-1)
+    columns = first.flatten(0, 1).unsqueeze(-1).expand(-1, -1, _FEWEST_COLUMNS)
+    products = torch.bmm(tokens.flatten(0, 1), columns)[..., 0].view(tokens.shape[:-1])
+    cosines: Tensor = products / torch.linalg.vector_norm(tokens, dim=-1).clamp_min(_SMALLEST_NORM)
+    return cosines
 
 
 def _run(layers: nn.Sequential, hidden: Tensor) -> Tensor:

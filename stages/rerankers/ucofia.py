@@ -27,6 +27,8 @@ TERMS: tuple[Term, ...] = ("video_sentence", "frame_sentence", "patch_word")
 
 _SMALLEST_LOGIT = -60.0
 """Against 1, exp(-60) is nothing; exp(-100) is a denormal number, with which a processor is 50 times slower."""
+_ROWS_AT_ONCE = 2048
+"""(word, video) pairs: with 48 tokens a video 0.4 MB, which stay in the cache of a core."""
 _PREDICTOR = "visual_token_selector.score_predictor.in_conv.1.weight"
 _UNUSED = frozenset({"word_logit_weight", "frame_mat_weight", "frame_mat_weight2", "word_mat_weight_for_pixel"})
 """Parameters of the released checkpoints that no formula has."""
@@ -189,7 +191,8 @@ class UcofiaHead(TemporalHead):
         logits = _logits(texts.words[texts.word_mask], videos.for_words.flatten(1, 2))  # [R, c, N], R words in all
         of_texts = torch.split(logits, texts.word_mask.sum(1).tolist())
         by_patch = torch.stack([_over_words(of_text, self.word_mat_weight) for of_text in of_texts])  # [Q, c, N]
-        by_word = words.unpack(torch.cat([_over_last(of_text, mask, first) for of_text in of_texts]))  # [Q, W, c]
+        some = torch.split(logits, max(1, _ROWS_AT_ONCE // len(videos.for_words)))
+        by_word = words.unpack(torch.cat([_over_last(rows, mask, first) for rows in some]))  # [Q, W, c]
         from_words = _over_padded_words(by_word, words.mask.unsqueeze(-1), self.word_mat_weight2)
         return TEMPERATURE * (_over_last(by_patch, mask, second) + from_words) / 2
 
@@ -258,30 +261,35 @@ def _powers(logits: Tensor, dim: int, mask: Tensor | None = None) -> Tensor:
     """exp(logits), the largest over ``dim`` 1 and none a denormal number; 0 where mask is False."""
     if mask is not None:
         logits = logits.masked_fill(~mask, -torch.inf)
-    shifted = logits - logits.amax(dim, keepdim=True)
-    if torch.is_grad_enabled():
-        powers = shifted.clamp_min(_SMALLEST_LOGIT).exp()
-    else:
-        powers = shifted.clamp_min_(_SMALLEST_LOGIT).exp_()
+    return _exp(logits - logits.amax(dim, keepdim=True), mask)
+
+
+def _powers_again(powers: Tensor, sums: Tensor, mask: Tensor | None = None) -> Tensor:
+    """The same of the softmax powers / sums, divided by 0.01, whose largest is 1 / sums."""
+    return _exp((powers - 1) * (1 / (TEMPERATURE * sums)), mask)
+
+
+def _exp(logits: Tensor, mask: Tensor | None) -> Tensor:
+    """What nobody else holds is overwritten where no gradient is wanted."""
+    powers = (
+        logits.clamp_min(_SMALLEST_LOGIT).exp() if logits.requires_grad else logits.clamp_min_(_SMALLEST_LOGIT).exp_()
+    )
     return powers if mask is None else powers.masked_fill(~mask, 0.0)
 
 
-def _mixing(matrix: Tensor | None, size: int) -> Tensor | None:
+def _mixing(matrix: Tensor, size: int) -> Tensor:
     """[size + 1, size]: what makes of powers, from the left, the logits of the second softmax, and their sum."""
-    if matrix is None:
-        return None
     return torch.cat([fitted(matrix, size).T / TEMPERATURE, matrix.new_ones(1, size)])
 
 
 def _over_last(logits: Tensor, mask: Tensor | None, matrix: Tensor | None) -> Tensor:
     """B over the last axis of float32 [..., c, N], whose N is that of a store; mask bool [c, N]."""
-    powers, mixing = _powers(logits, -1, mask), _mixing(matrix, logits.shape[-1])
-    if mixing is None:
-        second = powers / (TEMPERATURE * powers.sum(-1, keepdim=True))
+    powers = _powers(logits, -1, mask)
+    if matrix is None:
+        powers = _powers_again(powers, powers.sum(-1, keepdim=True), mask)
     else:
-        mixed = linear(powers, mixing)
-        second = mixed[..., :-1] / mixed[..., -1:]
-    powers = _powers(second, -1, mask)
+        mixed = linear(powers, _mixing(matrix, logits.shape[-1]))
+        powers = _powers(mixed[..., :-1] / mixed[..., -1:], -1, mask)
     return (powers * logits).sum(-1) / powers.sum(-1)
 
 
@@ -292,13 +300,12 @@ def _over_words(logits: Tensor, matrix: Tensor | None) -> Tensor:
     """
     num_words, num_videos, _ = logits.shape
     ones = logits.new_ones(num_videos, 1, num_words)
-    powers, mixing = _powers(logits, 0).transpose(0, 1), _mixing(matrix, num_words)
-    if mixing is None:
-        second = powers / (TEMPERATURE * torch.bmm(ones, powers))
+    powers = _powers(logits, 0).transpose(0, 1)
+    if matrix is None:
+        powers = _powers_again(powers, torch.bmm(ones, powers))
     else:
-        mixed = torch.bmm(mixing.expand(num_videos, -1, -1), powers)
-        second = mixed[:, :-1] / mixed[:, -1:]
-    powers = _powers(second, 1)
+        mixed = torch.bmm(_mixing(matrix, num_words).expand(num_videos, -1, -1), powers)
+        powers = _powers(mixed[:, :-1] / mixed[:, -1:], 1)
     return (torch.bmm(ones, powers * logits.transpose(0, 1)) / torch.bmm(ones, powers))[:, 0]
 
 
