@@ -1,7 +1,7 @@
 """Queries, judgements and rankings in the formats that people use.
 
 Read: queries as BEIR ``queries.jsonl``, TSV (``id<TAB>text``), CSV with a header, or one text a line; judgements as
-BEIR TSV or TREC qrels. Written: TREC runs, JSON Lines, Parquet; the suffix of the file says which.
+BEIR TSV or TREC qrels; TREC runs. Written: TREC runs, JSON Lines, Parquet; the suffix of the file says which.
 """
 
 from __future__ import annotations
@@ -107,6 +107,30 @@ def read_qrels(path: Path) -> list[Judgement]:
     if not judgements:
         raise InputError(f"{path} holds no judgement; expected query, video and relevance in each line")
     return list(judgements.values())
+
+
+def read_run(path: Path) -> dict[str, list[str]]:
+    """The keys of the videos of each query of a TREC run, ``-`` for standard input: best first, queries as they come.
+
+    As evaluators take it: by score, ties by the rank column, then by key. Ids are taken as ``escape_id`` writes them.
+    Raises InputError naming file, line, found and expected.
+    """
+    rows: dict[str, dict[str, tuple[float, int]]] = {}
+    for line in read_lines(path):
+        cells = line.text.split()
+        try:
+            query, _, key, rank, score, _ = cells
+            place = -float(score), int(rank)
+        except ValueError as error:
+            raise line.broken(line.shown(), "the six columns of a TREC run: query Q0 video rank score tag") from error
+        if not np.isfinite(place[0]):
+            raise line.broken(f"the score {shown(score)}", "a finite number")
+        of_query = rows.setdefault(unescape_id(query), {})
+        if of_query.setdefault(unescape_id(key), place) is not place:
+            raise line.broken(f"query {shown(query)} and video {shown(key)} again", "each pair once")
+    if not rows:
+        raise InputError(f"{path} holds no ranking; expected query Q0 video rank score tag in each line")
+    return {query: [key for _, key in sorted((place, key) for key, place in of.items())] for query, of in rows.items()}
 
 
 def output_format(path: str | Path) -> RunFormat:

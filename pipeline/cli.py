@@ -298,6 +298,27 @@ def evaluate(as_json: bool, **options: Any) -> None:
 
 
 @main.command()
+@click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="RUN...")
+@click.option("--output", required=True, type=click.Path(path_type=Path), help=".trec or .run; - is stdout.")
+@click.option("--k", type=click.FloatRange(min=0), default=60.0, show_default=True, help="Evens out the first places.")
+@click.option("--top-k", type=click.IntRange(min=1), default=None, help="Videos kept of each query.  [default: all]")
+@click.option("--tag", default="fused", show_default=True, help="Name of the run.")
+@json_option
+def fuse(as_json: bool, **options: Any) -> None:
+    """Make one ranking of several TREC runs by reciprocal rank fusion: the sum of 1 / (k + rank).
+
+    \b
+    Example:
+      tbpipe fuse eercf.trec x-clip.trec --output fused.trec
+    """
+    from pipeline import report
+    from pipeline.jobs.fuse import FuseJob
+    from pipeline.jobs.fuse import fuse as run
+
+    report.show_fuse(run(FuseJob(**options)), as_json)
+
+
+@main.command()
 @store_option
 @json_option
 def info(store: Path, as_json: bool) -> None:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from pipeline.demo import DemoResult
     from pipeline.jobs.evaluate import EvaluateResult
     from pipeline.jobs.extract import Estimate, ExtractResult
+    from pipeline.jobs.fuse import FuseResult
     from pipeline.jobs.import_weights import ImportResult
     from pipeline.jobs.rerank import RerankResult, SearchResult
     from pipeline.jobs.train import TrainResult
@@ -138,6 +139,20 @@ def show_rerank(result: RerankResult, as_json: bool) -> None:
         return
     work = f"{result.num_queries} queries x {result.top_k} candidates re-ranked by {result.method}"
     print(f"{work} into {printable(str(result.output))}")
+
+
+def show_fuse(result: FuseResult, as_json: bool) -> None:
+    """Print a summary of a fusion; the result is in its output file."""
+    if result.incomplete:
+        remark(
+            f"{result.incomplete} of {result.num_queries} queries are not in every run; they are fused of the others"
+        )
+    if result.output == Path("-"):
+        return
+    if as_json:
+        _print_json(result)
+        return
+    print(f"{result.num_runs} runs of {result.num_queries} queries fused into {printable(str(result.output))}")
 
 
 def show_train(result: TrainResult, as_json: bool) -> None:
