@@ -7,6 +7,7 @@ and V videos in memory, and what does not depend on the query is part of both.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -15,7 +16,8 @@ from torch import Tensor
 
 from benchmarks.measure import Ratio, best_of, cpu_seconds
 from stages.rerankers import make_reranker
-from stages.rerankers.base import CandidateBatch, QueryBatch
+from stages.rerankers.base import CandidateBatch, QueryBatch, Reranker
+from stages.rerankers.ucofia import UcofiaHead, UcofiaReranker
 
 REPETITIONS = 5
 FRAMES, PATCHES, WORDS, WIDTH = 12, 49, 32, 512
@@ -37,7 +39,7 @@ class Features:
 
     @staticmethod
     def drawn(num_texts: int, num_videos: int) -> Features:
-        """Correlated as CLIP's are: cosines of text and frame around 0.3, of patches around 0.2."""
+        """Correlated as CLIP's are: cosines of text and frame around 0.3, of patches around 0.2, tokens 10 long."""
         generator = torch.Generator().manual_seed(0)
         common = torch.randn(WIDTH, generator=generator)
         tokens = torch.randn(num_videos, FRAMES, PATCHES + 1, WIDTH, generator=generator) + common / 2
@@ -46,7 +48,7 @@ class Features:
         mask = torch.arange(WORDS) < number
         words = (10 * words).masked_fill(~mask.unsqueeze(-1), 0.0)
         sentence = words[torch.arange(num_texts), number.squeeze(1) - 1]
-        return Features(QueryBatch(sentence, words, mask), (10 * tokens).half().float())
+        return Features(QueryBatch(sentence, words, mask), (0.4 * tokens).half().float())
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +64,8 @@ class Method:
     num_texts: int
     num_videos: int
     """Enough that neither side's time is mostly what it does once."""
+    reranker: Callable[[], Reranker] | None = None
+    """Makes ours; None: ``make_reranker`` does."""
 
 
 def run(methods: Sequence[Method] | None = None, repetitions: int = REPETITIONS) -> Iterator[Ratio]:
@@ -79,7 +83,8 @@ def run(methods: Sequence[Method] | None = None, repetitions: int = REPETITIONS)
 
 def measure(method: Method, features: Features, repetitions: int) -> Ratio:
     """Plain seconds / our seconds."""
-    reranker, candidates = make_reranker(method.name), _everything(features)
+    reranker = make_reranker(method.name) if method.reranker is None else method.reranker()
+    candidates = _everything(features)
     queries = features.queries
     torch.testing.assert_close(reranker.rank(queries, candidates), method.plain(features), atol=1e-4, rtol=1e-4)
     ours, plain = best_of(
@@ -151,10 +156,54 @@ def plain_xclip(features: Features) -> Tensor:
     return (video_sentence + video_word + sentence_frame + frame_word) / 4
 
 
+@functools.cache
+def ucofia_head() -> UcofiaHead:
+    """UCoFiA with matrices of weights, near the identity that training starts from."""
+    generator = torch.Generator().manual_seed(1)
+    head = UcofiaHead(WIDTH, num_words=WORDS, num_frames=FRAMES).eval().requires_grad_(requires_grad=False)
+    for parameter in head.parameters():
+        parameter.add_(0.01 * torch.randn(parameter.shape, generator=generator))
+    return head
+
+
+@torch.inference_mode()
+def plain_ucofia(features: Features) -> Tensor:
+    """The three similarities over full tensors [T, V, W, 4 F], as for X-CLIP; the three best patches of each frame."""
+    weights = dict(ucofia_head().named_parameters())
+    text, words = _unit(features.queries.sentence), _unit(features.queries.words)
+    mask = features.queries.word_mask
+    frames, patches = _unit(features.tokens[:, :, 0]), features.tokens[:, :, 1:]
+    video = _unit(frames.mean(1))
+    best = (_unit(patches) * frames.unsqueeze(2)).sum(-1).topk(3).indices.sort(-1).values
+    selected = patches.gather(2, best.unsqueeze(-1).expand(-1, -1, -1, WIDTH))
+    tokens = torch.cat([features.tokens[:, :, :1], selected], 2).flatten(1, 2)
+
+    def sharpened(x: Tensor, mask: Tensor | None) -> Tensor:
+        return (x / 0.01 if mask is None else (x / 0.01).masked_fill(~mask, -torch.inf)).softmax(-1)
+
+    def aggregate(x: Tensor, name: str, mask: Tensor | None = None) -> Tensor:
+        return (sharpened(sharpened(x, mask) @ weights[name], mask) * x).sum(-1)
+
+    scale = weights["logit_scale"].exp()
+    video_sentence = scale * (text @ weights["global_mat_weight"]) @ (video @ weights["global_mat_weight_1"]).T
+    frame_sentence = scale * aggregate(torch.einsum("td,vfd->tvf", text, frames), "frame_logit_weight")
+    left, right = words @ weights["local_mat_weight"], tokens @ weights["local_mat_weight1"]
+    local = torch.einsum("twd,vpd->tvwp", left, right)
+    by_patch = aggregate(local.transpose(2, 3), "word_mat_weight", mask[:, None, None])
+    by_word = aggregate(local, "pixel_mat_weight")
+    words_first = aggregate(by_patch, "pixel_mat_weight2")
+    patch_word = (words_first + aggregate(by_word, "word_mat_weight2", mask[:, None])) / 2
+    return (video_sentence + frame_sentence + patch_word) / 3
+
+
 def _unit(x: Tensor) -> Tensor:
     norm: Tensor = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
     return x / norm.clamp_min(1e-12)
 
 
-METHODS = (Method("eercf", plain_eercf, 10.0, 16, 64), Method("x-clip", plain_xclip, 3.0, 64, 128))
+METHODS = (
+    Method("eercf", plain_eercf, 10.0, 16, 64),
+    Method("x-clip", plain_xclip, 3.0, 64, 128),
+    Method("ucofia", plain_ucofia, 3.0, 128, 32, lambda: UcofiaReranker(ucofia_head())),
+)
 """One line adds a method."""

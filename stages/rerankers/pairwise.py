@@ -102,7 +102,10 @@ class PairwiseReranker:
         device = tokens.device
         texts = scorer.texts((queries if self._shared else _with_nobody(queries)).to(device))
         scores = torch.full((candidates.index.numel() + 1,), -torch.inf, device=device)
-        block_size = min(len(tokens), videos_per_block(math.prod(tokens.shape[1:]), device))
+        block_size = videos_per_block(math.prod(tokens.shape[1:]), device)
+        if self._shared is not None:  # smaller blocks would cut visits short
+            block_size = max(block_size, self._shared.num_videos)
+        block_size = min(len(tokens), block_size)
         buffer = torch.empty(block_size, *tokens.shape[1:], device=device)
         for block in self._blocks(candidates.index, len(tokens), max(1, block_size), device):
             raw = buffer[: block.videos.stop - block.videos.start].copy_(tokens[block.videos])

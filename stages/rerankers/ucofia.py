@@ -41,7 +41,7 @@ class UcofiaTexts:
     sentence: Tensor
     """float32 [T, D], unit length."""
     words: Tensor
-    """float32 [T, W, D], unit length."""
+    """float32 [T, W, D], unit length times L; anything where masked."""
     word_mask: Tensor
     """bool [T, W], True = takes part; one does in every text."""
 
@@ -57,7 +57,7 @@ class UcofiaVideos:
     for_sentence: Tensor
     """float32 [c, F + 1, D], what sentences meet: the unit-length frames and the video v G1 G^T."""
     for_words: Tensor
-    """float32 [c, F, E, D], what words meet: [CLS] and the selected patches of each frame, times L1 L^T."""
+    """float32 [c, F, E, D], what words meet: [CLS] and the selected patches of each frame, times L1."""
     frame_mask: Tensor
     """bool [c, F], True = takes part."""
 
@@ -139,10 +139,13 @@ class UcofiaHead(TemporalHead):
         return head
 
     def texts(self, queries: QueryBatch) -> UcofiaTexts:
-        """Unit-length sentences and words."""
+        """Unit-length sentences and words; the words' matrix is applied here: a text has fewer than a video patches."""
         mask = torch.ones_like(queries.word_mask) if self.official else queries.word_mask
         mask = mask | (torch.arange(mask.shape[1], device=mask.device) == 0) & ~mask.any(1, keepdim=True)
-        return UcofiaTexts(normalize(queries.sentence, dim=-1), normalize(queries.words, dim=-1), mask)
+        words = normalize(queries.words, dim=-1)
+        if self.local_mat_weight is not None:
+            words = words.masked_scatter(mask.unsqueeze(-1), linear(words[mask], self.local_mat_weight.T))
+        return UcofiaTexts(normalize(queries.sentence, dim=-1), words, mask)
 
     def videos(self, tokens: Tensor, frame_mask: Tensor, noise: Tensor | None = None) -> UcofiaVideos:
         """Frames, video and patches as texts meet them. ``noise``: that of ``TokenSelector``."""
@@ -161,8 +164,6 @@ class UcofiaHead(TemporalHead):
             selected = normalize(selected, dim=-1)
         if self.local_mat_weight1 is not None and (self.training or not self.official):
             selected = linear(selected, self.local_mat_weight1.T)
-        if self.local_mat_weight is not None:
-            selected = linear(selected, self.local_mat_weight)
         taking_part = torch.ones_like(frame_mask) if self.official else frame_mask
         return UcofiaVideos(torch.cat([normalize(frames, dim=-1), video], 1), selected, taking_part)
 
@@ -179,18 +180,24 @@ class UcofiaHead(TemporalHead):
         meets = videos.for_sentence[:, -1:] if name == "video_sentence" else videos.for_sentence[:, :-1]
         logits = _logits(texts.sentence, meets)  # [Q, c, 1 or F]
         if name == "frame_sentence":
-            logits = _over_last(logits, _real(videos.frame_mask), self.frame_logit_weight)
+            mixing = _mixing(self.frame_logit_weight, logits.shape[-1])
+            logits = _over_last(logits, _real(videos.frame_mask), mixing)
         return self.logit_scale.exp() * TEMPERATURE * logits.view(len(texts.sentence), -1)
 
     def _patch_word(self, texts: UcofiaTexts, videos: UcofiaVideos) -> Tensor:
         """Text by text, so that each meets its own words only and what is worked on stays in the cache."""
         _, num_frames, per_frame, _ = videos.for_words.shape
         mask = _real(videos.frame_mask.repeat_interleave(per_frame, 1))
-        first, second = (self._for_patches(matrix, num_frames, per_frame) for matrix in self._pixel_matrices)
+        num_tokens = num_frames * per_frame
+        first, second = (
+            _mixing(self._for_patches(matrix, num_frames, per_frame), num_tokens) for matrix in self._pixel_matrices
+        )
         words = RealWords(texts.word_mask)
         logits = _logits(texts.words[texts.word_mask], videos.for_words.flatten(1, 2))  # [R, c, N], R words in all
-        of_texts = torch.split(logits, texts.word_mask.sum(1).tolist())
-        by_patch = torch.stack([_over_words(of_text, self.word_mat_weight) for of_text in of_texts])  # [Q, c, N]
+        num_words = texts.word_mask.sum(1).tolist()
+        mixings = {number: _mixing(self.word_mat_weight, number) for number in set(num_words)}
+        of_texts = zip(num_words, torch.split(logits, num_words), strict=True)
+        by_patch = torch.stack([_over_words(of_text, mixings[number]) for number, of_text in of_texts])  # [Q, c, N]
         some = torch.split(logits, max(1, _ROWS_AT_ONCE // len(videos.for_words)))
         by_word = words.unpack(torch.cat([_over_last(rows, mask, first) for rows in some]))  # [Q, W, c]
         from_words = _over_padded_words(by_word, words.mask.unsqueeze(-1), self.word_mat_weight2)
@@ -277,23 +284,28 @@ def _exp(logits: Tensor, mask: Tensor | None) -> Tensor:
     return powers if mask is None else powers.masked_fill(~mask, 0.0)
 
 
-def _mixing(matrix: Tensor, size: int) -> Tensor:
-    """[size + 1, size]: what makes of powers, from the left, the logits of the second softmax, and their sum."""
+def _mixing(matrix: Tensor | None, size: int) -> Tensor | None:
+    """[size + 1, size]: what makes of powers, from the left, the logits of the second softmax, and their sum.
+
+    None for the identity.
+    """
+    if matrix is None:
+        return None
     return torch.cat([fitted(matrix, size).T / TEMPERATURE, matrix.new_ones(1, size)])
 
 
-def _over_last(logits: Tensor, mask: Tensor | None, matrix: Tensor | None) -> Tensor:
+def _over_last(logits: Tensor, mask: Tensor | None, mixing: Tensor | None) -> Tensor:
     """B over the last axis of float32 [..., c, N], whose N is that of a store; mask bool [c, N]."""
     powers = _powers(logits, -1, mask)
-    if matrix is None:
+    if mixing is None:
         powers = _powers_again(powers, powers.sum(-1, keepdim=True), mask)
     else:
-        mixed = linear(powers, _mixing(matrix, logits.shape[-1]))
+        mixed = linear(powers, mixing)
         powers = _powers(mixed[..., :-1] / mixed[..., -1:], -1, mask)
     return (powers * logits).sum(-1) / powers.sum(-1)
 
 
-def _over_words(logits: Tensor, matrix: Tensor | None) -> Tensor:
+def _over_words(logits: Tensor, mixing: Tensor | None) -> Tensor:
     """B over the first axis of float32 [W, c, N], the words of one text: [c, N].
 
     Every sum is a product with ones, video by video: its last bits then depend on that video only.
@@ -301,10 +313,10 @@ def _over_words(logits: Tensor, matrix: Tensor | None) -> Tensor:
     num_words, num_videos, _ = logits.shape
     ones = logits.new_ones(num_videos, 1, num_words)
     powers = _powers(logits, 0).transpose(0, 1)
-    if matrix is None:
+    if mixing is None:
         powers = _powers_again(powers, torch.bmm(ones, powers))
     else:
-        mixed = torch.bmm(_mixing(matrix, num_words).expand(num_videos, -1, -1), powers)
+        mixed = torch.bmm(mixing.expand(num_videos, -1, -1), powers)
         powers = _powers(mixed[:, :-1] / mixed[:, -1:], 1)
     return (torch.bmm(ones, powers * logits.transpose(0, 1)) / torch.bmm(ones, powers))[:, 0]
 
