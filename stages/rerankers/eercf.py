@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import normalize
+from torch.nn.functional import normalize, pad
 
 from stages.rerankers.base import QueryBatch
 from stages.rerankers.fixed_shape import linear
@@ -21,6 +21,8 @@ from stages.rerankers.temporal import NUM_POSITIONS, TemporalHead, pool, tempora
 
 _STRONG_TEMPERATURE = 0.1
 _SMALLEST_NORM = 1e-12
+_FEWEST_TOKENS = 4
+"""Fewer are padded: a product with fewer columns sums in an order that depends on the row."""
 _BOOST = 100.0
 """Lifts the re-ranked scores of the released evaluation above all others."""
 
@@ -166,7 +168,9 @@ class EercfHead(TemporalHead):
     def cosines(self, texts: Tensor, videos: EercfVideos) -> EercfCosines:
         """Of the texts with frames and patches."""
         mask = videos.frame_mask[:, None]
-        cosines = torch.bmm(texts, videos.tokens.transpose(1, 2)) / videos.norms[:, None]
+        number = videos.tokens.shape[1]
+        tokens = pad(videos.tokens, (0, 0, 0, _FEWEST_TOKENS - number)) if number < _FEWEST_TOKENS else videos.tokens
+        cosines = torch.bmm(texts, tokens.transpose(1, 2))[..., :number] / videos.norms[:, None]
         cosines = cosines.view(*texts.shape[:2], mask.shape[-1], -1).masked_fill(~mask.unsqueeze(-1), 0.0)
         return EercfCosines(cosines[..., 0].contiguous(), cosines[..., 1:].flatten(2), mask)
 

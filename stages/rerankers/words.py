@@ -17,7 +17,9 @@ class WordsByPlace:
     """
 
     def __init__(self, word_mask: Tensor) -> None:
-        """From bool [Q, W] of texts that have a word at least."""
+        """From bool [Q, W] of texts that have a word at least; positions that no text uses are forgotten."""
+        used = word_mask.any(0).nonzero()
+        word_mask = word_mask[:, : int(used[-1]) + 1] if len(used) else word_mask
         counts = word_mask.sum(1)
         self.order = counts.argsort(descending=True, stable=True)
         """int64 [Q], the texts, longest first."""
@@ -27,7 +29,7 @@ class WordsByPlace:
         self._sizes: list[int] = has.sum(1).tolist()
         starts = word_mask.flatten().cumsum(0).view(word_mask.shape)[:, -1][self.order] - counts
         self._flat = word_mask.flatten().nonzero().squeeze(1)[(starts + places[:, None])[has]]
-        """int64 [R], where the words are in [Q * W]."""
+        """int64 [R], where the words are in [Q * W], W without the positions that are forgotten."""
 
     @property
     def number(self) -> int:
@@ -36,7 +38,8 @@ class WordsByPlace:
 
     def pack(self, values: Tensor) -> Tensor:
         """Of [Q, W, ...], the real words' [R, ...]."""
-        return values.flatten(0, 1).index_select(0, self._flat)
+        places = self._flat // self._width * values.shape[1] + self._flat % self._width
+        return values.flatten(0, 1).index_select(0, places)
 
     def in_order(self, values: Tensor) -> Tensor:
         """Of each text, [Q, ...] by length, in the order in which the texts were given."""
