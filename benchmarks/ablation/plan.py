@@ -115,7 +115,7 @@ TABLES: dict[str, Table] = {
 
 
 def config_of(table: str, label: str, scale: Scale, seed: int) -> TrainConfig:
-    """The training of a row with this seed, at this scale.
+    """The training of a row with this seed, at this scale. Candidates come from as many videos as in the test.
 
     Captions that compare are trained from text to video only: what rank a video has, it alone does not show.
     """
@@ -125,6 +125,7 @@ def config_of(table: str, label: str, scale: Scale, seed: int) -> TrainConfig:
         epochs=(scale.steps - 0.5) * _BASE.batch_size / num_trained_on,  # is rounded up to whole steps
         evaluate_every=math.ceil(scale.steps / _VALIDATIONS),
         seed=seed,
+        pool=scale.test_videos,
         v2t=not set(scale.families) & set(COMPARISONS),
         **TABLES[table].rows[label],
     )

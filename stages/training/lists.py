@@ -57,6 +57,22 @@ def draw_batch(
     return Batch(positions, texts)
 
 
+def draw_pool(
+    corpus: PairCorpus, allowed: NDArray[np.int64], batch: Batch, size: int, seed: int, step: int
+) -> NDArray[np.int64]:
+    """Positions, ascending, that this step's candidates are recalled from: ``size`` of the allowed ones, or all for 0.
+
+    Those of the batch come first, then their nearest neighbours, whom they are mistaken for, then any.
+    """
+    if not 0 < size < len(allowed):
+        return allowed
+    number = min(NEIGHBOURHOOD, len(allowed) - 1)
+    near = nearest(corpus.pooled, batch.positions, allowed, number).T.ravel()  # the nearest of each one first
+    others = np.random.default_rng([seed, 4, step]).permutation(allowed)
+    chosen = dict.fromkeys(np.concatenate([batch.positions, near, others]).tolist())
+    return np.sort(np.array(list(chosen)[: max(size, len(batch.positions))], np.int64))
+
+
 def _sequence(allowed: NDArray[np.int64], seed: int, start: int, number: int) -> NDArray[np.int64]:
     """``number`` places from ``start`` of an endless sequence that goes through all videos again and again."""
     laps = range(start // len(allowed), (start + number - 1) // len(allowed) + 1)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from index_store.errors import UsageError
 from stages.training.journal import Journal
-from stages.training.lists import Batch, draw_batch
+from stages.training.lists import Batch, draw_batch, draw_pool
 from stages.training.objective import Objective, Positions, Setup, Weights
 from stages.training.optimisers import SCHEDULES, is_decayed, make_optimiser
 from stages.training.state import load_state, save_state
@@ -158,7 +158,9 @@ class Trainer:
         torch.manual_seed(config.seed * 1_000_003 + self.step + _NEXT_RANK * self.ranks.rank)  # of noise in the step
         self.module.train()
         self.optimiser.zero_grad(set_to_none=True)
-        measured = self.objective.gradients(self._batch(self.step), self.train_on)
+        batch = self._batch(self.step)
+        among = draw_pool(self.corpus, self.train_on, batch, config.pool, config.seed, self.step)
+        measured = self.objective.gradients(batch, among)
         norm = torch.nn.utils.clip_grad_norm_(self.module.parameters(), _GRADIENT_NORM)
         self.optimiser.step()
         return {**measured, **self.objective.after_step(), "norm": norm.item()}
@@ -213,10 +215,13 @@ class Trainer:
     def validation(self) -> Validation:
         """The first caption of every validation video asks for it among all videos, as a user's query would.
 
-        Where frames are read, among the validation videos: the others would have to be decoded each time.
+        With a pool, among so many. Where frames are read, among the validation videos: the others would have to be
+        decoded each time.
         """
         self.module.eval()
-        broad, focused = self.objective.places(self._validation_batch(), np.arange(len(self.corpus))).cpu().T
+        config, batch, every = self.config, self._validation_batch(), np.arange(len(self.corpus))
+        among = draw_pool(self.corpus, every, batch, config.pool, config.seed, self.num_steps)
+        broad, focused = self.objective.places(batch, among).cpu().T
         return Validation(_recall(broad), _recall(focused), (1 / (1 + focused.double())).mean().item())
 
     def _validation_batch(self) -> Batch:

@@ -14,9 +14,9 @@ from index_store.errors import InputError, UsageError
 from index_store.store import Store
 from stages.training.config import PRESETS, TrainConfig, read_recipe, with_options
 from stages.training.journal import Journal
-from stages.training.lists import draw_batch, top_lists
+from stages.training.lists import draw_batch, draw_pool, top_lists
 from stages.training.objective import Setup
-from stages.training.pairs import CaptionedId, PairCorpus
+from stages.training.pairs import CaptionedId, PairCorpus, nearest
 from stages.training.ranks import Ranks, join_ranks
 from stages.training.token_binder import TokenBinderObjective
 from stages.training.trainer import Trainer
@@ -236,6 +236,22 @@ def test_batches_go_through_all_videos_and_bring_their_neighbours(data: Data) ->
         assert again.texts == [corpus.captions[position][0] for position in again.positions]
 
 
+def test_a_pool_holds_the_batch_and_its_neighbours(data: Data) -> None:
+    store, captions = data
+    with store.snapshot() as snapshot:
+        corpus = PairCorpus(snapshot, captions)
+        allowed, _ = corpus.split(0.2, seed=0)
+        batch = draw_batch(corpus, allowed, 4, 1, seed=0, step=5)
+        pool = draw_pool(corpus, allowed, batch, 12, seed=0, step=5)
+        assert pool.tolist() == sorted(set(pool.tolist()))
+        assert len(pool) == 12
+        closest = nearest(corpus.pooled, batch.positions, allowed, 1)
+        assert {*batch.positions.tolist(), *closest.ravel().tolist()} <= set(pool.tolist()) <= set(allowed.tolist())
+        assert (pool == draw_pool(corpus, allowed, batch, 12, seed=0, step=5)).all()
+        assert (allowed == draw_pool(corpus, allowed, batch, 0, seed=0, step=5)).all()
+        assert draw_pool(corpus, allowed, batch, 2, seed=0, step=5).tolist() == sorted(batch.positions.tolist())
+
+
 def test_lists_are_the_best_by_broad_score_and_hold_the_right_one() -> None:
     scores = torch.tensor([[0.1, 0.9, 0.5, 0.5], [0.9, 0.8, 0.1, 0.2]])
     lists = top_lists(scores, torch.tensor([2, 2]), 2)
@@ -295,6 +311,7 @@ def test_a_broken_recipe_is_named(text: str, message: str, tmp_path: Path) -> No
         {"epochs": 0.0},
         {"validation": 1.0},
         {"validation_run": 0},
+        {"pool": -1},
         {"num_indicators": 1},
         {"precision": "half"},
     ],
