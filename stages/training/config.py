@@ -175,6 +175,7 @@ PRESETS: dict[str, TrainConfig] = {
         image_learning_rate=2e-4,
         weight_decay=0.05,
         micro_lists=48,
+        micro_videos=48,
     ),
 }
 """small: for the small model that ships with the project, on a CPU; the others: those of the papers, by their name.

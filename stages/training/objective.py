@@ -74,7 +74,7 @@ class Objective(Protocol):
     def gradients(self, batch: Batch, among: Positions, /) -> dict[str, float]:
         """Fill in the gradients of ``module``, in training mode and the same on all ranks; returns measurements.
 
-        ``among``: what the batch was drawn from, ascending.
+        ``among``: what candidates are recalled from, ascending, the videos of the batch among them.
         """
         ...
 

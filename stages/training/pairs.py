@@ -78,8 +78,13 @@ class PairCorpus:
         raw = torch.from_numpy(batch.tokens)  # the scale of an int8 token changes its length only
         return VideoTokens.of(raw[None], torch.from_numpy(batch.frame_mask)[None])
 
-    def raw_tokens(self, positions: NDArray[np.int64]) -> RawTokens:
-        """Tokens of the videos at these positions [n], of their own length."""
+    def raw_tokens(self, positions: NDArray[np.int64], *, with_patches: bool = True) -> RawTokens:
+        """Tokens of the videos at these positions [n], of their own length; or the frame embeddings alone, P = 1."""
+        if not with_patches:
+            frames = self._snapshot.read_frame_embeddings(self.ids[positions].tolist())
+            return RawTokens(
+                torch.from_numpy(frames.embeddings).float().unsqueeze(2), torch.from_numpy(frames.frame_mask)
+            )
         batch = self._snapshot.read_tokens(self.ids[positions].tolist())
         tokens = torch.from_numpy(batch.tokens).float()
         if batch.scales is not None:

@@ -86,6 +86,7 @@ class HeadObjective:
             )
         if config.method == "eercf" and config.contrast != "mean":
             raise UsageError(f"contrast = {config.contrast!r}: EERCF has a loss of its own; leave contrast out")
+        self._has_own_text = config.text_learning_rate > 0
         head, self._sizes = (
             untrained_head(clip, settings, config) if start is None else self._go_on(start, settings, clip)
         )
@@ -102,6 +103,7 @@ class HeadObjective:
             raise UsageError(f"{path} has weights of {start.method}, the method to train is {self.config.method}")
         start.kind.require(settings, path)
         if start.text:
+            self._has_own_text = True
             clip.adopt_text_tower(start.text, path)
         return start.head(path), start.sizes
 
@@ -121,7 +123,7 @@ class HeadObjective:
 
     def weights(self, state: Mapping[str, Tensor]) -> HeadWeights:
         """What reranking reads."""
-        text = part_of(state, "text.") if self.config.text_learning_rate else {}
+        text = part_of(state, "text.") if self._has_own_text else {}
         return HeadWeights(self.config.method, self.kind, self._sizes, part_of(state, "head."), text)
 
     # -- one step -----------------------------------------------------------------------------------------------------
@@ -130,27 +132,39 @@ class HeadObjective:
         """See Objective."""
         queries = self.module.encode(batch.texts, self._is_lowered)
         if self.config.method == "eercf":
-            videos = self._tokens(batch.positions)
-            terms = eercf_terms(self.module.head, queries, videos.tokens, videos.frame_mask)
-            loss = terms.loss(EercfLossWeights())
-            torch.autograd.backward(loss)
-            return {"loss": loss.item()}
+            return {"loss": self._own_loss(queries, batch)}
         leaf = QueryBatch(_leaf(queries.sentence), _leaf(queries.words), queries.word_mask)
+        loss = self._contrast(leaf, batch)
+        if queries.sentence.requires_grad:
+            pairs = [(queries.sentence, leaf.sentence.grad), (queries.words, leaf.words.grad)]
+            used = [(feature, gradient) for feature, gradient in pairs if gradient is not None]
+            torch.autograd.backward([feature for feature, _ in used], [gradient for _, gradient in used])
+        return {"loss": loss}
+
+    def _own_loss(self, queries: QueryBatch, batch: Batch) -> float:
+        """EERCF's, as released: a video with the very same text is a wrong one."""
+        videos = self._tokens(batch.positions)
+        loss = eercf_terms(self.module.head, queries, videos.tokens, videos.frame_mask).loss(EercfLossWeights())
+        torch.autograd.backward(loss)
+        return loss.item()
+
+    def _contrast(self, queries: QueryBatch, batch: Batch) -> float:
+        """The loss of the batch; its gradient is added up in the head and the queries."""
         blocks = self._blocks(batch.positions)
+        if len(blocks) == 1:
+            loss = self._loss(self._scores(queries, *blocks[0]).T, batch.texts)
+            torch.autograd.backward(loss)
+            return loss.item()
         with torch.no_grad():
-            scores = torch.cat([self._scores(leaf, block, seed) for block, seed in blocks]).T
+            scores = torch.cat([self._scores(queries, block, seed) for block, seed in blocks]).T
         scores.requires_grad_()
         loss = self._loss(scores, batch.texts)
         torch.autograd.backward(loss)
         assert scores.grad is not None
         columns = torch.split(scores.grad, self.config.micro_videos, dim=1)
         for (block, seed), gradient in zip(blocks, columns, strict=True):
-            torch.autograd.backward(self._scores(leaf, block, seed), gradient.T)
-        if queries.sentence.requires_grad:
-            pairs = [(queries.sentence, leaf.sentence.grad), (queries.words, leaf.words.grad)]
-            used = [(feature, gradient) for feature, gradient in pairs if gradient is not None]
-            torch.autograd.backward([feature for feature, _ in used], [gradient for _, gradient in used])
-        return {"loss": loss.item()}
+            torch.autograd.backward(self._scores(queries, block, seed), gradient.T)
+        return loss.item()
 
     @torch.no_grad()
     def after_step(self) -> dict[str, float]:
@@ -173,7 +187,7 @@ class HeadObjective:
             noise = torch.randn(count * num_frames, self.config.num_draws, num_tokens - 1, device=self.device)
             prepared = head.videos(videos.tokens, videos.frame_mask, noise)
         else:
-            prepared = head.videos(videos.tokens if head.sees_patches else videos.tokens[:, :, :1], videos.frame_mask)
+            prepared = head.videos(videos.tokens, videos.frame_mask)
         scores: Tensor = head.score(head.texts(queries)[None], prepared)
         return scores
 
@@ -184,7 +198,7 @@ class HeadObjective:
         return list(zip(parts, torch.randint(_MAX_SEED, (len(parts),)).tolist(), strict=True))
 
     def _tokens(self, positions: Positions) -> RawTokens:
-        return self.corpus.raw_tokens(positions).to(self.device)
+        return self.corpus.raw_tokens(positions, with_patches=self.module.head.sees_patches).to(self.device)
 
     @property
     def _is_lowered(self) -> bool:

@@ -62,6 +62,7 @@ class TokenBinderObjective:
         self.module = TokenBinderModel(clip, fusion, config.seed, start, *told).to(self.device)
         self.frames = FrameReader(files, settings, self.device, self.ranks) if files else None
         """Where the image tower learns, what decodes for it; None: the features are what they are."""
+        self._has_own_text = config.text_learning_rate > 0 or (start is not None and bool(start.text))
         self._pooled = self.corpus.pooled.to(self.device)
 
     @property
@@ -92,7 +93,7 @@ class TokenBinderObjective:
     def weights(self, state: Mapping[str, Tensor]) -> TokenBinderWeights:
         """What reranking reads."""
         scale = float(state["log_scale"].exp().clamp(max=100.0))
-        text = part_of(state, "text.") if self.config.text_learning_rate else {}
+        text = part_of(state, "text.") if self._has_own_text else {}
         config, fusion = self.module.fusion.config, part_of(state, "fusion.")
         return TokenBinderWeights(self.kind, config, scale, state["indicators"], text, fusion)
 

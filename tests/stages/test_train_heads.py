@@ -132,6 +132,9 @@ def test_what_is_written_ranks_as_what_was_trained(form: str, data: Data, tmp_pa
     with torch.no_grad():
         prepared = head.videos(videos.tokens if head.sees_patches else videos.tokens[:, :, :1], videos.frame_mask)
         expected = head.score(head.texts(found.module.encode(batch.texts))[None], prepared).T
+    frames = found.corpus.raw_tokens(batch.positions, with_patches=False)
+    assert torch.equal(frames.tokens, videos.tokens[:, :, :1])
+    assert torch.equal(frames.frame_mask, videos.frame_mask)
     assert scores == pytest.approx(expected, rel=1e-4, abs=1e-4)
     assert len(set(scores.flatten().tolist())) > 1
 
@@ -205,12 +208,15 @@ def test_the_temperature_is_not_let_below_a_hundredth(data: Data) -> None:
     assert found.module.head.logit_scale.item() == pytest.approx(MAX_LOG_SCALE)
 
 
-def test_a_text_tower_that_does_not_learn_is_not_written(data: Data, tmp_path: Path) -> None:
+def test_a_text_tower_that_never_learned_is_not_written(data: Data, tmp_path: Path) -> None:
     found = trainer(data, replace(TINY, method="x-clip", text_learning_rate=0.0))
     found.objective.gradients(fixed_batch(found.corpus), found.train_on)
     path = tmp_path / "head.safetensors"
     found.weights().save(path)
     assert not HeadWeights.load(path).text
+    trainer(data, replace(TINY, method="x-clip")).weights().save(path)
+    frozen = trainer(data, replace(TINY, method="x-clip", text_learning_rate=0.0), path)
+    assert set(frozen.weights().text) == set(HeadWeights.load(path).text)
     with pytest.raises(UsageError, match="nothing would learn"):
         trainer(data, replace(TINY, method="clip4clip", temporal="none", text_learning_rate=0.0))
 

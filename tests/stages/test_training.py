@@ -149,6 +149,10 @@ def test_a_frozen_text_tower_stays_and_is_not_written(data: Data, tmp_path: Path
     after = trainer.module.text.state_dict()
     assert all(torch.equal(before[name], after[name]) for name in before)
     assert not trainer.weights().text
+    earlier = replace(trainer.weights(), text=after)
+    setup = Setup(trainer.corpus, trainer.config, torch.device("cpu"))
+    gone_on = TokenBinderObjective(setup, data[0].settings, small_clip(), earlier)
+    assert set(gone_on.weights(gone_on.module.state_dict()).text) == set(after)
 
 
 @pytest.mark.slow
