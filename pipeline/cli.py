@@ -268,8 +268,18 @@ def search(as_json: bool, **options: Any) -> None:
     show_default=True,
     help="Text to video, video to text.",
 )
-@method_option
-@weights_option
+@click.option(
+    "--method",
+    default=None,
+    help="Rerankers of the focused view, one or several: eercf,x-clip,ucofia.  [default: what --weights are for, else "
+    "eercf]",
+)
+@click.option(
+    "--weights",
+    type=click.Path(path_type=Path),
+    multiple=True,
+    help="What 'tbpipe train' or 'tbpipe import-weights' wrote; may be given more than once.",
+)
 @normalise_option
 @bank_option
 @top_k_option
@@ -278,7 +288,7 @@ def search(as_json: bool, **options: Any) -> None:
 @pretrained_now_option
 @json_option
 @quiet_option
-def evaluate(as_json: bool, **options: Any) -> None:
+def evaluate(as_json: bool, method: str | None, weights: tuple[Path, ...], **options: Any) -> None:
     """Measure R@1, R@5, R@10, median and mean rank of both views, from text to video and back.
 
     Every caption is a query for its video, and every video with captions is a query for the best of them. Of a
@@ -289,12 +299,13 @@ def evaluate(as_json: bool, **options: Any) -> None:
       tbpipe evaluate --store store --captions captions.jsonl
       tbpipe evaluate --store store --queries queries.jsonl --qrels qrels.tsv --direction t2v --json
       tbpipe evaluate --store store --dataset msrvtt-1ka --annotations annotations/
+      tbpipe evaluate --store store --captions captions.jsonl --method eercf,x-clip,ucofia --direction t2v
     """
     from pipeline import report
-    from pipeline.jobs.evaluate import EvaluateJob
-    from pipeline.jobs.evaluate import evaluate as run
+    from pipeline.jobs.answering import choose_methods
+    from pipeline.jobs.evaluate import EvaluateJob, compare
 
-    report.show_evaluate(run(EvaluateJob(**options)), as_json)
+    report.show_evaluate(compare(EvaluateJob(**options), choose_methods(method, weights)), as_json)
 
 
 @main.command()

@@ -6,7 +6,7 @@ import dataclasses
 import json
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -197,42 +197,63 @@ def show_search(result: SearchResult, as_json: bool) -> None:
     _print(table)
 
 
-def show_evaluate(result: EvaluateResult, as_json: bool) -> None:
-    """Print the metrics of both views, broad and focused side by side."""
+def show_evaluate(results: Sequence[EvaluateResult], as_json: bool) -> None:
+    """Print the metrics of both views, broad and focused side by side; of several methods, one under the other."""
     from stages.metrics import TIE_RULE
 
-    for warning in result.warnings:
+    for warning in dict.fromkeys(warning for result in results for warning in result.warnings):
         remark(warning)
-    directions = {"text to video": result.text_to_video, "video to text": result.video_to_text}
     if as_json:
-        _print_json(
-            {
-                **{name.replace(" ", "_"): found and _direction_fields(found) for name, found in directions.items()},
-                "method": result.method,
-                "videos": result.num_videos,
-                "captioned_videos": result.num_captioned,
-                "left_out": result.num_left_out,
-                **_split_fields(result.split),
-                "ties": TIE_RULE,
-            }
-        )
+        found = [_evaluate_fields(result) | {"ties": TIE_RULE} for result in results]
+        _print_json(found[0] if len(found) == 1 else {"methods": found})
         return
-    table = Table("direction", "view")
+    columns = ("method",) if len(results) > 1 else ()
+    table = Table(*columns, "direction", "view")
     for name in ("R@1", "R@5", "R@10", "MdR", "MnR"):
         table.add_column(name, justify="right")
-    for name, found in directions.items():
-        for view in ("broad", "focused") if found else ():
-            values = _metric_fields(getattr(found, view)).values()
-            table.add_row(name, view, *(f"{value:.1f}" for value in values))
+    for result in results:
+        label = (_method_of(result),) if len(results) > 1 else ()
+        for name, direction in _directions(result).items():
+            for view in ("broad", "focused") if direction else ():
+                values = _metric_fields(getattr(direction, view)).values()
+                table.add_row(*label, name, view, *(f"{value:.1f}" for value in values))
+        table.add_section()
     _print(table)
-    for name, found in directions.items():
-        if found:
-            answers = "videos" if found is result.text_to_video else _texts_as(result.split)
-            searched = f"{found.broad.num_queries} queries, {found.num_answers} {answers}, K = {found.top_k}"
-            print(f"{name}: {searched}; ceiling of the focused view (a right one among the K): {found.ceiling:.1f} %")
-    if result.split is not None:
-        print(f"{result.split.split}, {result.split.split.protocol}: {len(result.split.found)} videos")
-    print(f"focused = {result.method}; R@k in percent; ranks from 1, {TIE_RULE}")
+    for result in results:
+        of = f"{_method_of(result)}, " if len(results) > 1 else ""
+        for name, direction in _directions(result).items():
+            if direction:
+                answers = "videos" if direction is result.text_to_video else _texts_as(result.split)
+                searched = f"{direction.broad.num_queries} queries, {direction.num_answers} {answers}"
+                ceiling = f"ceiling of the focused view (a right one among the K): {direction.ceiling:.1f} %"
+                print(f"{of}{name}: {searched}, K = {direction.top_k}; {ceiling}")
+    (first, *_) = results
+    if first.split is not None:
+        print(f"{first.split.split}, {first.split.split.protocol}: {len(first.split.found)} videos")
+    focused = f"focused = {first.method}; " if len(results) == 1 else ""
+    print(f"{focused}R@k in percent; ranks from 1, {TIE_RULE}")
+
+
+def _method_of(result: EvaluateResult) -> str:
+    """The method, and the weights where it was given some."""
+    return result.method if result.weights is None else f"{result.method} ({printable(result.weights.name)})"
+
+
+def _directions(result: EvaluateResult) -> dict[str, DirectionResult | None]:
+    return {"text to video": result.text_to_video, "video to text": result.video_to_text}
+
+
+def _evaluate_fields(result: EvaluateResult) -> dict[str, object]:
+    directions = _directions(result).items()
+    return {
+        **{name.replace(" ", "_"): found and _direction_fields(found) for name, found in directions},
+        "method": result.method,
+        "weights": result.weights and str(result.weights),
+        "videos": result.num_videos,
+        "captioned_videos": result.num_captioned,
+        "left_out": result.num_left_out,
+        **_split_fields(result.split),
+    }
 
 
 def _texts_as(split: MatchedSplit | None) -> str:

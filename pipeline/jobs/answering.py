@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -44,6 +45,10 @@ class AnsweringOptions(Protocol):
         ...
 
 
+Choice = tuple[str | None, Path | None]
+"""A method and its weights; None as in AnsweringOptions."""
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Answering:
     """Index, text tower and reranker that belong together."""
@@ -52,6 +57,32 @@ class Answering:
     model: ClipModel
     reranker: Reranker
     warnings: tuple[str, ...]
+
+
+def choose_methods(names: str | None, weights: Sequence[Path]) -> list[Choice]:
+    """What ``--method a,b,c`` and any number of ``--weights`` ask for, in that order.
+
+    A file goes to the method that it was made for. Without names, the files say the methods. Raises UsageError for a
+    method that does not exist and for a file of none of those named, InputError for a file that holds no weights.
+    """
+    named = [name.strip() for name in names.split(",")] if names else []
+    if max(len(named), len(weights)) <= 1:
+        return [(names, weights[0] if weights else None)]
+    from stages.rerankers import TOKEN_BINDER, make_reranker
+    from stages.rerankers.head_weights import method_of
+
+    made_for = [(method_of(path), path) for path in weights]
+    astray = [(method, path) for method, path in made_for if named and method not in named]
+    if astray:
+        method, path = astray[0]
+        raise UsageError(f"{path} has weights of {method}, which --method {names} does not name")
+    chosen: list[Choice] = []
+    for name in dict.fromkeys(named or [method for method, _ in made_for]):
+        own = [path for method, path in made_for if method == name]
+        if not own and name != TOKEN_BINDER:
+            make_reranker(name)
+        chosen += [(name, path) for path in own] or [(name, None)]
+    return chosen
 
 
 def open_answering(store: Store, snapshot: Snapshot, options: AnsweringOptions) -> Answering:

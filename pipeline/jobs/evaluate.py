@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -11,8 +11,8 @@ from index_store.captions import Caption, match_captions, read_captions
 from index_store.errors import InputError, UsageError
 from index_store.records import SEARCHABLE
 from index_store.runs import read_qrels, read_queries
-from index_store.store import Store
-from pipeline.jobs.answering import normalisation, open_answering, read_bank
+from index_store.store import Snapshot, Store
+from pipeline.jobs.answering import Choice, normalisation, open_answering, read_bank
 from pipeline.jobs.benchmark import match_split
 from pipeline.progress import progress_bar
 from stages.datasets import find_dataset
@@ -56,6 +56,8 @@ class EvaluateResult:
     text_to_video: DirectionResult | None
     video_to_text: DirectionResult | None
     method: str
+    weights: Path | None
+    """What it was told to answer with."""
     num_videos: int
     """Searchable videos of the store."""
     num_captioned: int
@@ -80,41 +82,56 @@ class _Texts:
 
 
 def evaluate(job: EvaluateJob) -> EvaluateResult:
-    """Run ``tbpipe evaluate``. Whatever is wrong with the input is raised before the model is loaded."""
+    """Run ``tbpipe evaluate`` with one method. What is wrong with the input is raised before the model is loaded."""
+    (result,) = compare(job, [(job.method, job.weights)])
+    return result
+
+
+def compare(job: EvaluateJob, choices: Sequence[Choice]) -> list[EvaluateResult]:
+    """Run ``tbpipe evaluate`` with each of some methods, on the same texts; ``job`` says everything else."""
     read = _reader(job)
     bank = read_bank(job.normalise, job.bank, needs_bank=job.direction != "v2t")
     store = Store.open(job.store)
     with store.snapshot() as snapshot:
         known = read({record.key: record.id for record in snapshot.videos(SEARCHABLE)})
-        answering = open_answering(store, snapshot, job)
-        from stages.evaluate import Evaluation
+        jobs = [replace(job, method=method, weights=weights) for method, weights in choices]
+        return [_evaluate(one, store, snapshot, known, bank) for one in jobs]
 
-        evaluation = Evaluation(
-            snapshot,
-            answering.index,
-            answering.model,
-            known.texts,
-            answering.reranker,
-            top_k=job.top_k,
-            memory_bytes=job.memory,
-            device=answering.model.device,
-            corpus=known.corpus,
-            is_grouped=known.split is not None and known.split.split.protocol == "all captions",
-            normalisation=normalisation(job.normalise, bank, answering.model),
+
+def _evaluate(
+    job: EvaluateJob, store: Store, snapshot: Snapshot, known: _Texts, bank: tuple[str, ...]
+) -> EvaluateResult:
+    """One method."""
+    answering = open_answering(store, snapshot, job)
+    from stages.evaluate import Evaluation
+
+    evaluation = Evaluation(
+        snapshot,
+        answering.index,
+        answering.model,
+        known.texts,
+        answering.reranker,
+        top_k=job.top_k,
+        memory_bytes=job.memory,
+        device=answering.model.device,
+        corpus=known.corpus,
+        is_grouped=known.split is not None and known.split.split.protocol == "all captions",
+        normalisation=normalisation(job.normalise, bank, answering.model),
+    )
+    asks_texts, asks_videos = job.direction != "v2t", job.direction != "t2v"
+    total = asks_texts * len(known.texts) + asks_videos * evaluation.num_captioned
+    with progress_bar("evaluate", total, "queries", job.quiet) as advance:
+        return EvaluateResult(
+            text_to_video=evaluation.text_to_video(advance) if asks_texts else None,
+            video_to_text=evaluation.video_to_text(advance) if asks_videos else None,
+            method=answering.reranker.name + (f"+{job.normalise}" if job.normalise else ""),
+            weights=job.weights,
+            num_videos=snapshot.num_searchable,
+            num_captioned=evaluation.num_captioned,
+            num_left_out=known.num_left_out,
+            split=known.split,
+            warnings=(*known.warnings, *answering.warnings, *_cut(answering.model, known.texts)),
         )
-        asks_texts, asks_videos = job.direction != "v2t", job.direction != "t2v"
-        total = asks_texts * len(known.texts) + asks_videos * evaluation.num_captioned
-        with progress_bar("evaluate", total, "queries", job.quiet) as advance:
-            return EvaluateResult(
-                text_to_video=evaluation.text_to_video(advance) if asks_texts else None,
-                video_to_text=evaluation.video_to_text(advance) if asks_videos else None,
-                method=answering.reranker.name + (f"+{job.normalise}" if job.normalise else ""),
-                num_videos=snapshot.num_searchable,
-                num_captioned=evaluation.num_captioned,
-                num_left_out=known.num_left_out,
-                split=known.split,
-                warnings=(*known.warnings, *answering.warnings, *_cut(answering.model, known.texts)),
-            )
 
 
 def _cut(model: ClipModel, texts: Sequence[CaptionedText]) -> tuple[str, ...]:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import pytrec_eval
 
+from stages.models import MODELS
 from tests.pipeline.conftest import SMALL, Outcome, Run
 from tests.pipeline.test_cli import one_line_error
 from tests.stages.dataset_files import write
@@ -135,6 +136,28 @@ def test_direction_method_and_memory(captions: Path, finished_store: Path, run: 
     plain = evaluate(run, finished_store, "--captions", captions, "--method", "broad", "--json").json
     for direction in ("text_to_video", "video_to_text"):
         assert plain[direction]["focused"] == plain[direction]["broad"] == both[direction]["broad"]
+
+
+def test_several_methods_stand_in_one_table(captions: Path, finished_store: Path, run: Run) -> None:
+    asked = ("--captions", captions, "--direction", "t2v", "--method", "eercf, broad,x-clip")
+    found = evaluate(run, finished_store, *asked, "--json").json["methods"]
+    assert [one["method"] for one in found] == ["eercf", "broad", "x-clip"]
+    alone = evaluate(run, finished_store, *asked[:-1], "x-clip", "--json").json
+    assert found[2] == alone
+    shown = evaluate(run, finished_store, *asked).out
+    assert all(f"{name}, text to video: " in shown for name in ("eercf", "broad", "x-clip"))
+
+
+def test_weights_go_to_their_methods(captions: Path, finished_store: Path, run: Run) -> None:
+    weights = MODELS["tbpipe-small"] / "token_binder.safetensors"
+    asked = ("--captions", captions, "--direction", "t2v", "--weights", weights)
+    found = evaluate(run, finished_store, *asked, "--method", "broad,token-binder", "--json").json["methods"]
+    assert [(one["method"], one["weights"]) for one in found] == [("broad", None), ("token-binder", str(weights))]
+    assert found[1]["text_to_video"] == evaluate(run, finished_store, *asked, "--json").json["text_to_video"]
+    done = run("evaluate", "--store", finished_store, *asked, "--method", "broad,eercf")
+    one_line_error(done, 2, "token_binder.safetensors has weights of token-binder", "does not name")
+    done = run("evaluate", "--store", finished_store, *asked[:4], "--method", "broad,eerfc")
+    one_line_error(done, 2, "did you mean 'eercf'")
 
 
 def test_several_captions_a_video_are_several_queries(
