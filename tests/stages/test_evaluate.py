@@ -366,7 +366,7 @@ with store.snapshot() as snapshot:
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 """
     peaks = []
-    for num_videos, num_texts in ((120, 120), (1200, 120), (120, 1200), (1200, 1200)):
+    for num_videos, num_texts in ((120, 120), (1200, 120), (120, 1200)):
         arguments = [str(tmp_path / f"{num_videos}-{num_texts}"), str(num_videos), str(num_texts)]
         done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True)
         peaks.append(int(done.stdout))
