@@ -405,16 +405,17 @@ def quarantine(store: Path, retry: bool, keys: tuple[str, ...], lock_timeout: fl
 @json_option
 @quiet_option
 def train(as_json: bool, settings: tuple[str, ...], **options: Any) -> None:
-    """Train the focused view (TokenBinder) on the features of a store and captions of its videos.
+    """Train a reranker, TokenBinder unless told otherwise, on the features of a store and captions of its videos.
 
-    Run again after a stop, it goes on exactly where it was. NAME.jsonl beside the weights is its log. Several GPUs:
-    torchrun --nproc-per-node N -m pipeline train ..., the same weights up to rounding. With --finetune,
-    NAME.clip.safetensors is the image-text model to extract a new store with, for which the weights are.
+    Run again after a stop, it goes on exactly where it was. NAME.jsonl beside the weights is its log. Several GPUs, for
+    TokenBinder only: torchrun --nproc-per-node N -m pipeline train ..., the same weights up to rounding. With
+    --finetune, NAME.clip.safetensors is the image-text model to extract a new store with, for which the weights are.
 
     
     Example:
       tbpipe train --store store --captions captions.jsonl --output binder.safetensors
       tbpipe train --store store --dataset msvd --annotations annotations/ --output binder.safetensors
+      tbpipe train --store store --captions captions.jsonl --output xclip.safetensors --method x-clip
       tbpipe rerank --store store --queries q.jsonl --output run.trec --method token-binder --weights binder.safetensors
     """
     from pipeline import report

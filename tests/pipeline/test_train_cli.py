@@ -3,10 +3,13 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
+from pipeline.cli import train as train_command
 from stages.synthetic.render import render_families
+from stages.training.config import PRESETS, Method
 from tests.pipeline.conftest import SMALL, Outcome, Run
 from tests.pipeline.test_cli import one_line_error
 from tests.stages.dataset_files import write
@@ -118,6 +121,12 @@ def test_what_cannot_be_trained_is_said_before_any_work(captions: Path, store: P
     recipe.write_text("[train]\nepochs = 'x'\n")
     one_line_error(asked("--recipe", recipe), 17, "recipe.toml", "epochs")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["captions.jsonl", "recipe.toml"]
+
+
+def test_train_offers_every_method_and_every_preset() -> None:
+    choices = {option.name: option.type for option in train_command.params}
+    assert tuple(choices["method"].choices) == get_args(Method)
+    assert set(choices["preset"].choices) == set(PRESETS)
 
 
 @pytest.mark.slow
