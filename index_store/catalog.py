@@ -262,9 +262,14 @@ class Catalog:
 
     def shard(self, shard_id: int) -> ShardRecord:
         """One shard. Raises DamageError when it is not there although a video says so."""
-        for record in self._shards("WHERE id = ?", (shard_id,)):
+        record = self.find_shard(shard_id)
+        if record is not None:
             return record
         raise DamageError(f"{self._layout.catalog_path} lacks shard {shard_id} of its videos; restore it from a copy")
+
+    def find_shard(self, shard_id: int) -> ShardRecord | None:
+        """One shard; None where there is none of this id."""
+        return next(iter(self._shards("WHERE id = ?", (shard_id,))), None)
 
     def shards(self) -> list[ShardRecord]:
         """Every shard, by id."""

@@ -24,7 +24,6 @@ from numpy.typing import NDArray
 
 from index_store.catalog import DatasetRecord, ShardRecord
 from index_store.errors import DamageError, StoreError
-from index_store.layout import Layout
 from index_store.records import ShapeError, VideoFeatures
 from index_store.settings import StoreSettings
 
@@ -103,10 +102,10 @@ def write_shard(path: Path, settings: StoreSettings, features: Sequence[VideoFea
     try:
         os.ftruncate(descriptor, outline.size_bytes)
         for offset, piece in outline.pieces:
-            _write(descriptor, piece, offset)
+            write_at(descriptor, piece, offset)
         for column, dataset in enumerate(datasets):
             for index, row in enumerate(rows):
-                _write(descriptor, row[column].data.cast("B"), dataset.offset + index * dataset.row_bytes)
+                write_at(descriptor, row[column].data.cast("B"), dataset.offset + index * dataset.row_bytes)
         sha256 = _file_sha256(descriptor)
     finally:
         os.close(descriptor)
@@ -202,7 +201,7 @@ def _reserve(file: h5py.File, spec: DatasetSpec, num_rows: int) -> DatasetRecord
     return DatasetRecord(spec.name, spec.dtype, shape, dataset.get_offset(), spec.row_bytes)
 
 
-def _write(descriptor: int, data: bytes | memoryview, offset: int) -> None:
+def write_at(descriptor: int, data: bytes | memoryview, offset: int) -> None:
     """All of ``data`` at ``offset``; a full disk may take only a part of it before it refuses."""
     done = 0
     while done < len(data):
@@ -256,8 +255,9 @@ def plan_reads(locations: Sequence[tuple[int, int]]) -> ReadPlan:
 class FeatureReader:
     """Reads rows of committed shards straight into arrays. Several threads may read at once."""
 
-    def __init__(self, layout: Layout, shard_by_id: Callable[[int], ShardRecord]) -> None:
-        self._layout = layout
+    def __init__(self, path_of: Callable[[str], Path], shard_by_id: Callable[[int], ShardRecord]) -> None:
+        """path_of: where the file with a shard's name lies."""
+        self._path_of = path_of
         self._shard_by_id = shard_by_id
         self._open: OrderedDict[int, _OpenShard] = OrderedDict()
         self._open_lock = threading.Lock()
@@ -312,7 +312,7 @@ class FeatureReader:
             shard = self._open.get(shard_id)
             if shard is None:
                 record = self._shard_by_id(shard_id)
-                shard = self._open[shard_id] = _OpenShard(self._layout.shard_path(record.name), record)
+                shard = self._open[shard_id] = _OpenShard(self._path_of(record.name), record)
                 if len(self._open) > _MAX_OPEN_SHARDS:
                     self._open.popitem(last=False)
             else:

@@ -53,6 +53,16 @@ class Layout:
         return self.directory / "runs"
 
     @property
+    def prepared_directory(self) -> Path:
+        """Holds one directory for each set of prepared videos; nothing else depends on them."""
+        return self.directory / "prepared"
+
+    @property
+    def prepared_lock_path(self) -> Path:
+        """The file whose kernel lock the one who prepares holds; others may write to the store meanwhile."""
+        return self.prepared_directory / "writer.lock"
+
+    @property
     def catalog_journal_paths(self) -> tuple[Path, Path]:
         """SQLite's write-ahead log and its shared index, present while the catalog is open."""
         name = self.catalog_path.name

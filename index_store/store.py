@@ -31,6 +31,17 @@ from index_store.features import (
 )
 from index_store.layout import Layout, generation_name, is_generation, is_shard, is_temporary, shard_name
 from index_store.lock import writer_lock
+from index_store.prepared import (
+    PreparedAbout,
+    PreparedInfo,
+    PreparedKey,
+    PreparedReader,
+    PreparedWriter,
+    has_prepared,
+    open_prepared,
+    prepared_sets,
+    prepared_writer,
+)
 from index_store.records import SEARCHABLE, ShapeError, VideoOutcome, VideoRecord, VideoStatus
 from index_store.settings import StoreSettings, has_store_section, read_settings, write_settings
 
@@ -372,7 +383,7 @@ class Snapshot:
         self._layout = layout
         self._catalog = catalog
         self._specs = {spec.name: spec for spec in dataset_specs(settings)}
-        self._reader = FeatureReader(layout, catalog.shard)
+        self._reader = FeatureReader(layout.shard_path, catalog.shard)
         self._located: dict[int, tuple[int, int]] = {}
 
     def close(self) -> None:
@@ -425,6 +436,10 @@ class Snapshot:
         """Every shard, by id."""
         return self._catalog.shards()
 
+    def shard(self, shard_id: int) -> ShardRecord | None:
+        """One shard; None where there is none of this id."""
+        return self._catalog.find_shard(shard_id)
+
     def generations(self) -> list[GenerationRecord]:
         """The index generations that are kept, oldest first."""
         return self._catalog.generations()
@@ -433,6 +448,31 @@ class Snapshot:
         """The newest index generation."""
         generations = self.generations()
         return generations[-1] if generations else None
+
+    def rows_by_shard(self) -> dict[int, list[int]]:
+        """The rows of each shard that a video has, ascending; those of copies once."""
+        found: dict[int, set[int]] = {}
+        for _, shard, row in self._catalog.searchable_locations():
+            found.setdefault(shard, set()).add(row)
+        return {shard: sorted(rows) for shard, rows in sorted(found.items())}
+
+    def open_prepared(self, key: PreparedKey) -> PreparedReader | None:
+        """What was prepared of these videos with what ``key`` says; None where nothing was."""
+        return open_prepared(self._layout, self, key)
+
+    def has_prepared(self, method: str) -> bool:
+        """Whether ``open_prepared`` may find something for a method; costs next to nothing."""
+        return has_prepared(self._layout, method)
+
+    def prepared_sets(self) -> list[PreparedInfo]:
+        """Everything that was prepared, whether it can be used or not."""
+        return prepared_sets(self._layout, self)
+
+    def prepared_writer(
+        self, about: PreparedAbout, lock_timeout_seconds: float = 0.0
+    ) -> contextlib.AbstractContextManager[PreparedWriter]:
+        """Write what is prepared of these videos, alone. Raises StoreLockedError, NotWritableError."""
+        return prepared_writer(self._layout, self, about, lock_timeout_seconds)
 
     def size_bytes(self) -> StoreSize:
         """Bytes on disk, by part."""
@@ -452,15 +492,13 @@ class Snapshot:
         dtype, [at least n, F, P, D]; then ``tokens`` is a view of it. Raises StoreError for a video without features,
         DamageError for a missing or short shard, ShapeError for a wrong ``out``.
         """
-        plan = plan_reads(self._locate(ids))
+        plan = plan_reads(self.locations(ids))
         tokens = self._empty("tokens", len(ids)) if out is None else self._checked_out(out, len(ids))
-        self._reader.read("tokens", plan, tokens)
-        scales = self._read("token_scales", plan) if "token_scales" in self._specs else None
-        return TokenBatch(tokens, scales, self._read("frame_mask", plan), self._read("timestamps_seconds", plan))
+        return self._tokens(plan, tokens)
 
     def read_frame_embeddings(self, ids: Sequence[int]) -> FrameEmbeddingBatch:
         """The frame embeddings of these videos, in this order; ids may repeat. Errors as read_tokens."""
-        plan = plan_reads(self._locate(ids))
+        plan = plan_reads(self.locations(ids))
         return FrameEmbeddingBatch(
             self._read("frame_embeddings", plan), self._read("frame_mask", plan), self._read("timestamps_seconds", plan)
         )
@@ -481,12 +519,12 @@ class Snapshot:
         else:
             for start in range(0, len(ids), num_rows):
                 part = ids[start : start + num_rows]
-                yield np.array(part, dtype=np.int64), self._read("pooled", plan_reads(self._locate(part)))
+                yield np.array(part, dtype=np.int64), self._read("pooled", plan_reads(self.locations(part)))
 
     def verify_record(self, video_id: int) -> None:
         """Read everything of one video and raise DamageError unless it is what was committed."""
         (record,) = self.by_ids([video_id])
-        plan = plan_reads(self._locate([video_id]))
+        plan = plan_reads(self.locations([video_id]))
         found = record_checksum([self._read(name, plan) for name in self._specs])
         if found != record.checksum:
             raise DamageError(
@@ -494,13 +532,25 @@ class Snapshot:
                 f"{found}, {record.checksum} was committed; {RESTORE_ADVICE}"
             )
 
-    def _locate(self, ids: Sequence[int]) -> list[tuple[int, int]]:
-        """(shard, row) of every id; remembered, because a snapshot never changes and good candidates come again."""
+    def read_rows(self, shard: int, rows: Sequence[int]) -> TokenBatch:
+        """All tokens of these rows of one shard, whoever has them. Raises DamageError."""
+        return self._tokens(plan_reads([(shard, row) for row in rows]), self._empty("tokens", len(rows)))
+
+    def locations(self, ids: Sequence[int]) -> list[tuple[int, int]]:
+        """(shard, row) of every id; remembered, because a snapshot never changes and good candidates come again.
+
+        Raises StoreError for a video without features.
+        """
         located = self._located if len(self._located) <= _MAX_LOCATED else {}
         unknown = [video_id for video_id in ids if video_id not in located]
         located.update(zip(unknown, self._catalog.locations(unknown), strict=True))
         self._located = located
         return [located[video_id] for video_id in ids]
+
+    def _tokens(self, plan: ReadPlan, tokens: Array) -> TokenBatch:
+        self._reader.read("tokens", plan, tokens)
+        scales = self._read("token_scales", plan) if "token_scales" in self._specs else None
+        return TokenBatch(tokens, scales, self._read("frame_mask", plan), self._read("timestamps_seconds", plan))
 
     def _read(self, name: str, plan: ReadPlan) -> Array:
         out = self._empty(name, plan.num_rows)

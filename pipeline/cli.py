@@ -184,6 +184,31 @@ def index(store: Path, as_json: bool, **options: Any) -> None:
 
 @main.command()
 @store_option
+@method_option
+@weights_option
+@click.option("--verify", is_flag=True, help="Read what was prepared before, too, and compute damaged videos again.")
+@device_option
+@lock_timeout_option
+@json_option
+@quiet_option
+def prepare(as_json: bool, **options: Any) -> None:
+    """Compute once what a method makes of videos alone, for rerank, search and evaluate to read.
+
+    They use it by themselves, with the same scores, and compute what is missing. A second run does new videos only.
+
+    \b
+    Example:
+      tbpipe prepare --store store --method ucofia --weights ucofia.head.safetensors
+    """
+    from pipeline import report
+    from pipeline.jobs.prepare import PrepareJob
+    from pipeline.jobs.prepare import prepare as run
+
+    report.show_prepare(run(PrepareJob(**options)), as_json)
+
+
+@main.command()
+@store_option
 @click.option(
     "--queries",
     required=True,

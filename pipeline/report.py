@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from stages.evaluate import DirectionResult
     from stages.index import IndexReport
     from stages.metrics import Metrics
+    from stages.prepare import PrepareReport
 
 _SHOWN_ROWS = 20
 """Queries of the demo that the table shows."""
@@ -126,6 +127,17 @@ def show_index(report: IndexReport, as_json: bool) -> None:
     if report.recall is not None:
         found = f"recall@{report.recall_k} against exact search: {report.recall:.4f}"
         print(f"{found} ({report.num_recall_queries} stored embeddings, {report.search_parameters or 'no parameters'})")
+
+
+def show_prepare(report: PrepareReport, as_json: bool) -> None:
+    """Print what is prepared now."""
+    if as_json:
+        _print_json(report)
+        return
+    done = f"{report.num_computed} of {report.num_videos} videos prepared for {report.method}"
+    before = report.num_videos - report.num_computed
+    there = f", {before} were before" if before else ""
+    print(f"{done}{there}: {size(report.bytes_per_video)} a video, {size(report.size_bytes)} in prepared/{report.name}")
 
 
 def show_rerank(result: RerankResult, as_json: bool) -> None:
@@ -321,6 +333,7 @@ def show_info(info: StoreInfo, as_json: bool) -> None:
                     dict(zip(("generation", "vectors", "factory"), row, strict=True)) for row in info.generations
                 ],
                 "index_is_current": info.index_is_current,
+                "prepared": info.prepared,
             }
         )
         return
@@ -346,6 +359,9 @@ def show_info(info: StoreInfo, as_json: bool) -> None:
         else "none: run 'tbpipe index'"
     )
     table.add_row("index", state)
+    for entry in info.prepared:
+        part = f"{entry.num_prepared} of {entry.num_videos} videos, {size(entry.size_bytes)}"
+        table.add_row(f"prepared/{printable(entry.name)}", "; ".join([part, *map(printable, entry.remarks)]))
     _print(table)
 
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from index_store.errors import InputError, StoreError
 from index_store.records import Query, Ranking
-from index_store.store import Snapshot, TokenBatch
+from index_store.store import Snapshot
 from index_store.vectors import SearchResult, VectorBlock, VectorIndex
 from stages.exact_ranks import exact_ranks
 from stages.metrics import Metrics, metrics
@@ -25,7 +25,8 @@ from stages.rerank import DEFAULT_TOP_K, rerank
 from stages.rerankers.base import QueryBatch, Reranker
 from stages.search import TextEncoder, unit_length
 from stages.text_cache import TextCache
-from stages.token_batches import DEFAULT_MEMORY_BYTES, TokenBuffers, ahead, candidate_batch, video_capacity
+from stages.token_batches import DEFAULT_MEMORY_BYTES, ahead
+from stages.video_source import LoadedVideos, open_source
 
 Advance = Callable[[int], object]
 """Told how many more queries are done."""
@@ -68,7 +69,7 @@ class _Videos:
     """The distinct texts among them."""
     index: NDArray[np.int64]
     """int64 [V, K], rows of ``queries``."""
-    tokens: TokenBatch
+    loaded: LoadedVideos
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -217,12 +218,11 @@ class Evaluation:
 
     def _video_batches(self, top_k: int) -> Iterator[_Videos]:
         """The captioned videos by id, as many at a time as their tokens and their candidates' features allow."""
-        capacity = video_capacity(self._snapshot, 1, self._memory_bytes)
-        buffers = TokenBuffers(self._snapshot, capacity)
+        source = open_source(self._snapshot, self._reranker, 1, self._memory_bytes, self._device)
         sentences = unit_length(self._cache.sentences([text.text for text in self._texts]))
         numbers = np.arange(len(sentences))
         index = VectorIndex.build(lambda: [(numbers, sentences)], len(sentences), sentences.shape[1])
-        at_once = min(capacity, max(1, self._memory_bytes // (top_k * self._cache.max_text_bytes)))
+        at_once = min(source.capacity, max(1, self._memory_bytes // (top_k * self._cache.max_text_bytes)))
         video_ids = sorted(self._text_numbers)
         for start in range(0, len(video_ids), at_once):
             ids = video_ids[start : start + at_once]
@@ -238,13 +238,12 @@ class Evaluation:
                 found,
                 QueryBatch.of(features),
                 rows.reshape(found.ids.shape),
-                self._snapshot.read_tokens(ids, out=buffers.next()),
+                source.read(ids),
             )
 
     def _score(self, videos: _Videos, reranker: Reranker) -> NDArray[np.float32]:
         """What the reranker says, float32 [V, K]. Raises StoreError for a score that is not a number."""
-        candidates = candidate_batch(videos.tokens, videos.index, videos.found.scores, self._device)
-        ranked = reranker.rank_texts(videos.queries.to(self._device), candidates)
+        ranked = videos.loaded.rank_texts(reranker, videos.queries, videos.index, videos.found.scores)
         scores: NDArray[np.float32] = ranked.cpu().numpy()
         if not np.isfinite(scores).all():
             row, column = np.argwhere(~np.isfinite(scores))[0]

@@ -1,6 +1,7 @@
 """Focused view: the candidates of each query, as the broad view recalls them, scored by a reranker that sees them all.
 
-Only the candidates' tokens are read, each once for all queries of a batch, while the batch before is being scored.
+Only the candidates' tokens, or what was prepared of them, are read, each once for all queries of a batch, while the
+batch before is being scored.
 """
 
 from __future__ import annotations
@@ -14,11 +15,12 @@ from numpy.typing import NDArray
 
 from index_store.errors import StoreError
 from index_store.records import Hit, Query, Ranking, VideoRecord
-from index_store.store import Snapshot, TokenBatch
+from index_store.store import FrameEmbeddingBatch, Snapshot
 from index_store.vectors import SearchResult, VectorIndex
 from stages.rerankers.base import QueryBatch, Reranker
 from stages.search import BroadView, EncodedQueries, TextEncoder, best_moments, encode_queries, unit_length
-from stages.token_batches import DEFAULT_MEMORY_BYTES, TokenBuffers, ahead, candidate_batch, video_capacity
+from stages.token_batches import DEFAULT_MEMORY_BYTES, ahead
+from stages.video_source import LoadedVideos, VideoSource, open_source
 
 DEFAULT_TOP_K = 50
 
@@ -33,9 +35,11 @@ class _Batch:
     records: dict[int, VideoRecord]
     """Of every candidate, by video id."""
     index: NDArray[np.int64]
-    """int64 [B, K], row of ``tokens``; -1 = no candidate."""
-    tokens: TokenBatch
-    """Of the U distinct videos. Copies of a video share its features, so they are one row."""
+    """int64 [B, K], row of ``videos``; -1 = no candidate."""
+    videos: LoadedVideos
+    """The U distinct ones. Copies of a video share its features, so they are one row."""
+    frames: FrameEmbeddingBatch
+    """Theirs."""
 
 
 def rerank(
@@ -52,27 +56,27 @@ def rerank(
     """The focused ranking of each query's best ``top_k`` videos, in the order of the queries, as they are done.
 
     ``memory_bytes`` bounds the tokens in memory, those being scored and those being read. A ranking depends neither on
-    it nor on the other queries. Raises UsageError when the candidates of one query do not fit into it.
+    it nor on the other queries, nor on what is prepared. Raises UsageError when the candidates of one query do not fit
+    into the memory.
     """
     view = BroadView(snapshot, index)
-    capacity = video_capacity(snapshot, min(top_k, len(index)), memory_bytes)
-    for batch in ahead(_batches(snapshot, view, encode_queries(encoder, queries), top_k, capacity)):
-        yield from _rankings(batch, _score(reranker, batch, torch.device(device)))
+    source = open_source(snapshot, reranker, min(top_k, len(index)), memory_bytes, torch.device(device))
+    for batch in ahead(_batches(snapshot, view, encode_queries(encoder, queries), top_k, source)):
+        yield from _rankings(batch, _score(reranker, batch))
 
 
 # -- finding and reading: one thread, one batch ahead ------------------------------------------------------------------
 
 
 def _batches(
-    snapshot: Snapshot, view: BroadView, encoded: Iterable[EncodedQueries], top_k: int, capacity: int
+    snapshot: Snapshot, view: BroadView, encoded: Iterable[EncodedQueries], top_k: int, source: VideoSource
 ) -> Iterator[_Batch]:
-    """Batches of queries with at most ``capacity`` distinct candidates; tokens lie in two buffers in turn."""
-    buffers = TokenBuffers(snapshot, capacity)
+    """Batches of queries with no more distinct candidates than the source gives at once."""
     for queries, features in encoded:
         result = view.candidates(features.sentence.cpu().numpy(), top_k)
-        for part in _cut(result.ids, capacity):
+        for part in _cut(result.ids, source.capacity):
             found = SearchResult(result.scores[part], result.ids[part])
-            yield _read(snapshot, queries[part], QueryBatch.of(features)[part], found, buffers)
+            yield _read(snapshot, queries[part], QueryBatch.of(features)[part], found, source)
 
 
 def _cut(ids: NDArray[np.int64], capacity: int) -> Iterator[slice]:
@@ -90,30 +94,30 @@ def _cut(ids: NDArray[np.int64], capacity: int) -> Iterator[slice]:
 
 
 def _read(
-    snapshot: Snapshot, queries: list[Query], features: QueryBatch, result: SearchResult, buffers: TokenBuffers
+    snapshot: Snapshot, queries: list[Query], features: QueryBatch, result: SearchResult, source: VideoSource
 ) -> _Batch:
-    """Look up the candidates and read the tokens of the distinct ones, those with the most visitors first."""
+    """Look up the candidates and read the distinct ones, those with the most visitors first."""
     ids, counts = np.unique(result.ids[result.ids >= 0], return_counts=True)
     ids = ids[np.argsort(-counts, kind="stable")]
     records = snapshot.by_ids(ids.tolist())
     rows: dict[tuple[int | None, int | None], int] = {}
     row_of = np.array([rows.setdefault((record.shard, record.row), len(rows)) for record in records], np.int64)
     firsts = np.unique(row_of, return_index=True)[1]
-    tokens = snapshot.read_tokens(ids[firsts].tolist(), out=buffers.next())
+    videos = source.read(ids[firsts].tolist())
     by_id = np.argsort(ids)
     index = np.full(result.ids.shape, -1, np.int64)
     here = result.ids >= 0
     index[here] = row_of[by_id[np.searchsorted(ids, result.ids[here], sorter=by_id)]]
-    return _Batch(queries, features, result, {record.id: record for record in records}, index, tokens)
+    return _Batch(queries, features, result, {record.id: record for record in records}, index, videos, videos.frames())
 
 
 # -- scoring ----------------------------------------------------------------------------------------------------------
 
 
-def _score(reranker: Reranker, batch: _Batch, device: torch.device) -> NDArray[np.float32]:
+def _score(reranker: Reranker, batch: _Batch) -> NDArray[np.float32]:
     """What the reranker says, float32 [B, K]. Raises StoreError for a score that is not a number."""
-    candidates = candidate_batch(batch.tokens, batch.index, batch.result.scores, device)
-    scores: NDArray[np.float32] = reranker.rank(batch.features.to(device), candidates).cpu().numpy()
+    ranked = batch.videos.rank(reranker, batch.features, batch.index, batch.result.scores)
+    scores: NDArray[np.float32] = ranked.cpu().numpy()
     wrong = ~np.isfinite(scores) & (batch.index >= 0)
     if wrong.any():
         row, column = np.argwhere(wrong)[0]
@@ -128,14 +132,14 @@ def _score(reranker: Reranker, batch: _Batch, device: torch.device) -> NDArray[n
 def _rankings(batch: _Batch, scores: NDArray[np.float32]) -> Iterator[Ranking]:
     """The candidates of each query by focused score; equal scores by video id."""
     sentence = batch.features.sentence.cpu().numpy()
-    frames = unit_length(batch.tokens.tokens[:, :, 0])
+    frames = unit_length(batch.frames.embeddings)
     for row, query in enumerate(batch.queries):
         places = np.flatnonzero(batch.index[row] >= 0)
         ids = batch.result.ids[row, places]
         places = places[np.lexsort((ids, -scores[row, places]))]
         videos = batch.index[row, places]
         moments = best_moments(
-            sentence[row], frames[videos], batch.tokens.frame_mask[videos], batch.tokens.timestamps_seconds[videos]
+            sentence[row], frames[videos], batch.frames.frame_mask[videos], batch.frames.timestamps_seconds[videos]
         )
         hits = [
             Hit(video_id, batch.records[video_id].key, broad, focused, moment)

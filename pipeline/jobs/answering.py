@@ -13,6 +13,8 @@ from index_store.runs import read_queries
 from index_store.store import Snapshot, Store
 
 if TYPE_CHECKING:
+    import torch
+
     from index_store.vectors import VectorIndex
     from stages.models import Towers
     from stages.models.clip import ClipModel
@@ -94,14 +96,11 @@ def open_answering(store: Store, snapshot: Snapshot, options: AnsweringOptions) 
     if snapshot.generation() is None:
         raise StoreMissingError(f"{store.directory} has no index yet; run 'tbpipe index --store {store.directory}'")
     from stages.rerankers import TOKEN_BINDER, make_reranker
-    from stages.rerankers.head_weights import HEADS, method_of, open_reranker
+    from stages.rerankers.head_weights import open_reranker
     from stages.search import BroadView, open_index
 
     weights = options.weights
-    method = options.method or ("eercf" if weights is None else method_of(weights))
-    if weights is not None and method not in (TOKEN_BINDER, *HEADS):
-        known = ", ".join((TOKEN_BINDER, *HEADS))
-        raise UsageError(f"--method {method} takes no --weights; leave them out, or use one that does: {known}")
+    method = _method(options.method, weights)
     reranker = None if method == TOKEN_BINDER or weights is not None else make_reranker(method)
     index = open_index(snapshot)
     model = text_model(store, options.pretrained, options.device)
@@ -114,6 +113,31 @@ def open_answering(store: Store, snapshot: Snapshot, options: AnsweringOptions) 
     if model.device.type == "cuda":
         warnings.append(index.copy_to_gpus())
     return Answering(index, model, reranker, tuple(warning for warning in warnings if warning))
+
+
+def make_head(store: Store, method: str | None, weights: Path | None, device: torch.device) -> Reranker:
+    """The reranker alone, without index and text tower. Errors as of ``open_answering``."""
+    from stages.rerankers import TOKEN_BINDER, make_reranker
+    from stages.rerankers.head_weights import open_reranker
+
+    method = _method(method, weights)
+    if method == TOKEN_BINDER:
+        raise UsageError(f"preparing saves nothing for {method}, which compares candidates with each other")
+    if weights is None:
+        return make_reranker(method)
+    return open_reranker(weights, method, store.settings, device)
+
+
+def _method(method: str | None, weights: Path | None) -> str:
+    """The method that is meant. Raises UsageError where it takes no weights, InputError for weights of nothing."""
+    from stages.rerankers import TOKEN_BINDER
+    from stages.rerankers.head_weights import HEADS, method_of
+
+    method = method or ("eercf" if weights is None else method_of(weights))
+    if weights is not None and method not in (TOKEN_BINDER, *HEADS):
+        known = ", ".join((TOKEN_BINDER, *HEADS))
+        raise UsageError(f"--method {method} takes no --weights; leave them out, or use one that does: {known}")
+    return method
 
 
 def read_bank(normalise: Method | None, bank: Path | None, needs_bank: bool = True) -> tuple[str, ...]:

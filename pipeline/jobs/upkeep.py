@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from index_store.errors import InputError
+from index_store.prepared import FORMAT, PreparedAbout, PreparedInfo
 from index_store.records import VideoRecord, VideoStatus
 from index_store.settings import StoreSettings
 from index_store.store import Store
@@ -28,6 +29,27 @@ class StoreInfo:
     generations: tuple[tuple[int, int, str], ...]
     """(number, vectors, factory) of each index generation kept, newest last."""
     index_is_current: bool
+    prepared: tuple[PreparedState, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedState:
+    """One set of prepared videos."""
+
+    name: str
+    """Of its directory under ``prepared/``."""
+    method: str
+    weights: str
+    """Path of the weights file when it was made; empty without."""
+    device: str
+    num_prepared: int
+    num_videos: int
+    """Of the store; copies count once."""
+    size_bytes: int
+    is_stale: bool
+    """Nothing of it will be used."""
+    remarks: tuple[str, ...]
+    """What is wrong with it, and what it was made for."""
 
 
 def index(directory: Path, factory: str = "Flat", parameters: str = "", lock_timeout: float = 0.0) -> IndexReport:
@@ -51,7 +73,50 @@ def info(directory: Path) -> StoreInfo:
             bytes_by_part={"shards": size.shards, "index": size.index, "catalog": size.catalog},
             generations=tuple((entry.id, entry.num_vectors, entry.factory) for entry in generations),
             index_is_current=bool(generations) and generations[-1].commit_number == snapshot.commit_number,
+            prepared=tuple(_prepared_state(entry, store) for entry in snapshot.prepared_sets()),
         )
+
+
+def _prepared_state(found: PreparedInfo, store: Store) -> PreparedState:
+    about = found.about
+    reasons = _staleness(about, store)
+    if not reasons and found.num_prepared == 0:
+        reasons = ["made of other videos"]
+    remarks = [f"stale, {reasons[0]}: remove it"] if reasons else []
+    if about is not None:
+        remarks.append(f"for {about.weights}" if about.weights else "without weights")
+        remarks += ["which is gone"] if about.weights and not Path(about.weights).is_file() else []
+        remarks += [f"on {about.device}"] if about.device != "cpu" else []
+    if not reasons and found.num_prepared < found.num_distinct:
+        remarks.append("the others are computed each time: run 'tbpipe prepare'")
+    return PreparedState(
+        name=found.name,
+        method=about.method if about else "",
+        weights=about.weights if about else "",
+        device=about.device if about else "",
+        num_prepared=found.num_prepared,
+        num_videos=found.num_distinct,
+        size_bytes=found.size_bytes,
+        is_stale=bool(reasons),
+        remarks=tuple(remarks),
+    )
+
+
+def _staleness(about: PreparedAbout | None, store: Store) -> list[str]:
+    """Why nothing of a set will be used, as far as can be told."""
+    if about is None:
+        return ["its about.json is missing or broken"]
+    reasons = []
+    if about.format != FORMAT:
+        reasons.append(f"made by another version ({about.format}, now {FORMAT})")
+    if about.fingerprint != store.fingerprint:
+        reasons.append(f"made for a store with fingerprint {about.fingerprint[:16]}")
+    if about.weights and Path(about.weights).is_file():
+        from stages.models.weights import file_sha256
+
+        if file_sha256(Path(about.weights)) != about.weights_sha256:
+            reasons.append("made for other weights, the file has changed")
+    return reasons
 
 
 def quarantined(directory: Path, keys: Sequence[str] = ()) -> list[VideoRecord]:

@@ -94,6 +94,11 @@ class CandidateBatch:
         """Shapes and dtype, not the numbers."""
         return f"CandidateBatch(tokens={self.tokens.dtype}{list(self.tokens.shape)}, index={list(self.index.shape)})"
 
+    def part(self, rows: slice, index: Tensor, broad: Tensor) -> CandidateBatch:
+        """Some of the videos, as candidates of other queries."""
+        scales = None if self.scales is None else self.scales[rows]
+        return CandidateBatch(self.tokens[rows], scales, self.frame_mask[rows], index, broad)
+
     @property
     def is_candidate(self) -> Tensor:
         """Mask bool [B, K] on the device of ``broad``: False where there is no candidate."""

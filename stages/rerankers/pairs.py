@@ -3,21 +3,40 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
-from stages.rerankers.base import CandidateBatch, QueryBatch
+from stages.rerankers.base import QueryBatch
+
+
+class Candidates(Protocol):
+    """Videos and who looks at them: a CandidateBatch, or one of prepared videos."""
+
+    @property
+    def index(self) -> Tensor:
+        """int64 [V, K] on the CPU."""
+        ...
+
+    @property
+    def broad(self) -> Tensor:
+        """float32 [V, K]."""
+        ...
+
+    def part(self: C, rows: slice, index: Tensor, broad: Tensor, /) -> C:
+        """Some of the videos, as candidates of other queries."""
+        ...
+
+
+C = TypeVar("C", bound=Candidates)
 
 _TEXT_BYTES = 64 << 20
 """Features of the texts of the pairs that are scored at once; a text is there once for each of its pairs."""
 
 
 @torch.inference_mode()
-def rank_texts_by_pairs(
-    rank: Callable[[QueryBatch, CandidateBatch], Tensor], queries: QueryBatch, candidates: CandidateBatch
-) -> Tensor:
+def rank_texts_by_pairs(rank: Callable[[QueryBatch, C], Tensor], queries: QueryBatch, candidates: C) -> Tensor:
     """``rank_texts`` float32 [V, K] of a reranker whose scores depend on text and video only.
 
     Every (text, video) pair is given to ``rank`` as a query with one candidate, some videos at a time.
@@ -28,14 +47,7 @@ def rank_texts_by_pairs(
         videos, columns = (index[part] >= 0).nonzero(as_tuple=True)
         texts = index[part][videos, columns].to(queries.sentence.device)
         broad = candidates.broad[part][videos.to(scores.device), columns.to(scores.device)]
-        pairs = replace(
-            candidates,
-            tokens=candidates.tokens[part],
-            scales=None if candidates.scales is None else candidates.scales[part],
-            frame_mask=candidates.frame_mask[part],
-            index=videos[:, None],
-            broad=broad[:, None],
-        )
+        pairs = candidates.part(part, videos[:, None], broad[:, None])
         found = rank(queries[texts], pairs)[:, 0]
         scores[part][videos.to(scores.device), columns.to(scores.device)] = found.to(scores)
     return scores

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, TypeVar
 
@@ -81,6 +81,62 @@ class Shared:
     """c at most; 0: all that they share, which the scorer cuts itself."""
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class PreparedCandidates:
+    """The K candidates of each of B queries, U distinct videos, as a PairScorer's ``videos`` left them."""
+
+    videos: Rows
+    """Of the U videos, on any device."""
+    move: Callable[[Any], Any]
+    """Takes some of them to the device of ``broad``."""
+    num_videos: int
+    """U."""
+    block_size: int
+    """Videos that are taken there at once."""
+    index: Tensor
+    """int64 [B, K] on the CPU: which of the U videos the candidate is, -1 = no candidate."""
+    broad: Tensor
+    """float32 [B, K], as in a CandidateBatch."""
+
+    def of(self, rows: slice) -> Any:
+        """Some of the videos, on the device of ``broad``."""
+        return self.move(self.videos[rows])
+
+    def part(self, rows: slice, index: Tensor, broad: Tensor) -> PreparedCandidates:
+        """Some of the videos, as candidates of other queries."""
+        videos = self.videos[rows]
+        return replace(self, videos=videos, num_videos=rows.stop - rows.start, index=index, broad=broad)
+
+
+class VideoSide:
+    """Computes ``videos`` of a scorer for some of U videos at a time; what it gives lasts until the next time."""
+
+    def __init__(
+        self,
+        scorer: PairScorer[Any, Any],
+        tokens: Tensor,
+        scales: Tensor | None,
+        frame_mask: Tensor,
+        at_least: int = 1,
+    ) -> None:
+        """Tokens [U, F, P, D], scales and frame_mask as in a CandidateBatch; ``at_least`` so many at a time."""
+        self._scorer = scorer
+        self._tokens = tokens if scorer.sees_patches else tokens[:, :, :1]
+        self._scales = scales if scorer.sees_lengths else None
+        self._frame_mask = frame_mask
+        shape = self._tokens.shape[1:]
+        at_once = max(at_least, videos_per_block(math.prod(shape), tokens.device))
+        self.block_size = max(1, min(len(tokens), at_once))
+        self._buffer = torch.empty(self.block_size, *shape, device=tokens.device)
+
+    def of(self, rows: slice) -> Any:
+        """V of these videos, ``block_size`` of them at most."""
+        raw = self._buffer[: rows.stop - rows.start].copy_(self._tokens[rows])
+        if self._scales is not None:
+            raw *= self._scales[rows, :, : raw.shape[2], None]
+        return self._scorer.videos(raw, self._frame_mask[rows])
+
+
 class PairwiseReranker:
     """Gives every query's candidates the scores of a PairScorer, each video prepared once."""
 
@@ -97,31 +153,50 @@ class PairwiseReranker:
     @torch.inference_mode()
     def rank(self, queries: QueryBatch, candidates: CandidateBatch) -> Tensor:
         """The scores float32 [B, K], -inf where there is no candidate."""
+        tokens = candidates.tokens
+        video_side = VideoSide(self.scorer, tokens, candidates.scales, candidates.frame_mask, self._least_block)
+        return self._rank(queries, candidates.index, len(tokens), video_side.block_size, tokens.device, video_side.of)
+
+    @torch.inference_mode()
+    def rank_prepared(self, queries: QueryBatch, candidates: PreparedCandidates) -> Tensor:
+        """``rank`` of videos whose side was computed before: the same scores float32 [B, K], to the last bit."""
+        block_size = max(candidates.block_size, self._least_block)
+        device = candidates.broad.device
+        return self._rank(queries, candidates.index, candidates.num_videos, block_size, device, candidates.of)
+
+    def _rank(
+        self,
+        queries: QueryBatch,
+        index: Tensor,
+        num_videos: int,
+        block_size: int,
+        device: torch.device,
+        videos_of: Callable[[slice], Any],
+    ) -> Tensor:
         scorer = self.scorer
-        tokens = candidates.tokens if scorer.sees_patches else candidates.tokens[:, :, :1]
-        device = tokens.device
         texts = scorer.texts((queries if self._shared else _with_nobody(queries)).to(device))
-        scores = torch.full((candidates.index.numel() + 1,), -torch.inf, device=device)
-        block_size = videos_per_block(math.prod(tokens.shape[1:]), device)
-        if self._shared is not None:  # smaller blocks would cut visits short
-            block_size = max(block_size, self._shared.num_videos)
-        block_size = min(len(tokens), block_size)
-        buffer = torch.empty(block_size, *tokens.shape[1:], device=device)
-        for block in self._blocks(candidates.index, len(tokens), max(1, block_size), device):
-            raw = buffer[: block.videos.stop - block.videos.start].copy_(tokens[block.videos])
-            if candidates.scales is not None and scorer.sees_lengths:
-                raw *= candidates.scales[block.videos, :, : raw.shape[2], None]
-            videos = scorer.videos(raw, candidates.frame_mask[block.videos])
+        scores = torch.full((index.numel() + 1,), -torch.inf, device=device)
+        for block in self._blocks(index, num_videos, block_size, device):
+            videos, count = videos_of(block.videos), block.videos.stop - block.videos.start
             for visit in block.visits:
-                whole = isinstance(visit.videos, slice) and visit.videos == slice(0, len(raw))
+                whole = isinstance(visit.videos, slice) and visit.videos == slice(0, count)
                 visited = videos if whole else videos[visit.videos]
                 asking = texts[visit.queries]
                 scores[visit.cells] = scorer.score(asking[None] if self._shared else asking, visited)
-        return scores[:-1].view(candidates.index.shape)
+        return scores[:-1].view(index.shape)
 
     def rank_texts(self, queries: QueryBatch, candidates: CandidateBatch) -> Tensor:
         """The scores float32 [V, K] of the candidate texts of each video: those that ``rank`` gives the same pairs."""
         return rank_texts_by_pairs(self.rank, queries, candidates)
+
+    def rank_texts_prepared(self, queries: QueryBatch, candidates: PreparedCandidates) -> Tensor:
+        """``rank_texts`` of videos whose side was computed before: the same scores float32 [V, K]."""
+        return rank_texts_by_pairs(self.rank_prepared, queries, candidates)
+
+    @property
+    def _least_block(self) -> int:
+        """Smaller blocks would cut visits short."""
+        return 1 if self._shared is None else self._shared.num_videos
 
     def _blocks(self, index: Tensor, num_videos: int, block_size: int, device: torch.device) -> Iterator[Block]:
         if self._shared is None:

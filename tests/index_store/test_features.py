@@ -119,7 +119,7 @@ class Shards:
             self.records[shard] = info.record(shard, shard_name(shard), settings.fingerprint)
 
     def reader(self) -> FeatureReader:
-        return FeatureReader(self.layout, self.records.__getitem__)
+        return FeatureReader(self.layout.shard_path, self.records.__getitem__)
 
     def expect(self, reader: FeatureReader, locations: list[tuple[int, int]]) -> None:
         plan = plan_reads(locations)
