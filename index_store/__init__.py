@@ -9,6 +9,7 @@
 | VectorIndex                            | vectors.py  | ``index/00000007/``, one generation, swapped in as a whole  |
 | read_queries, write_ranking            | runs.py     | files of people: queries, judgements and rankings (``runs/``) |
 | read_captions, VideoNames              | captions.py | files of people: captions; lines.py reads both              |
+| PreparedReader, prepared_writer        | prepared.py | ``prepared/``                                               |
 | writer_lock                            | lock.py     | ``writer.lock``                                             |
 | replacing, write_bytes                 | atomic.py   | ``.tmp-*`` until the rename                                 |
 | Layout, FORMAT_VERSION                 | layout.py   | every path above                                            |

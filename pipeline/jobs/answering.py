@@ -116,16 +116,16 @@ def open_answering(store: Store, snapshot: Snapshot, options: AnsweringOptions) 
 
 
 def make_head(store: Store, method: str | None, weights: Path | None, device: torch.device) -> Reranker:
-    """The reranker alone, without index and text tower. Errors as of ``open_answering``."""
+    """The reranker alone, without index and text tower: enough to prepare videos. Errors as of ``open_answering``."""
     from stages.rerankers import TOKEN_BINDER, make_reranker
-    from stages.rerankers.head_weights import open_reranker
+    from stages.rerankers.head_weights import open_head
 
     method = _method(method, weights)
     if method == TOKEN_BINDER:
         raise UsageError(f"preparing saves nothing for {method}, which compares candidates with each other")
     if weights is None:
         return make_reranker(method)
-    return open_reranker(weights, method, store.settings, device)
+    return open_head(weights, method, store.settings).reranker(weights, device)
 
 
 def _method(method: str | None, weights: Path | None) -> str:

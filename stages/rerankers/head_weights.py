@@ -129,7 +129,16 @@ def method_of(path: Path) -> str:
 def open_reranker(path: Path, method: str, settings: StoreSettings, model: ClipModel) -> Reranker:
     """The reranker ``method`` with the weights at ``path``, for a store with these settings.
 
-    Where the text tower was trained along, ``model`` takes it over.
+    Where the text tower was trained along, ``model`` takes it over. Errors as of ``open_head``.
+    """
+    weights = open_head(path, method, settings)
+    if weights.text:
+        model.adopt_text_tower(weights.text, path)
+    return weights.reranker(path, model.device)
+
+
+def open_head(path: Path, method: str, settings: StoreSettings) -> HeadWeights:
+    """The weights of ``method`` at ``path``, for a store with these settings.
 
     Raises UsageError for the weights of another method, FingerprintError for those of other features, InputError for a
     broken file.
@@ -138,9 +147,7 @@ def open_reranker(path: Path, method: str, settings: StoreSettings, model: ClipM
     if weights.method != method:
         raise UsageError(f"{path} has weights of {weights.method}, --method is {method}; leave --method out")
     weights.kind.require(settings, path)
-    if weights.text:
-        model.adopt_text_tower(weights.text, path)
-    return weights.reranker(path, model.device)
+    return weights
 
 
 def _read(path: Path, *, with_tensors: bool) -> tuple[dict[str, str], dict[str, Tensor]]:

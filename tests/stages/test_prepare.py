@@ -18,6 +18,7 @@ from torch import nn
 
 from index_store.errors import InputError, StoreLockedError, UsageError
 from index_store.lock import writer_lock
+from index_store.prepared import FORMAT
 from index_store.records import Ranking, VideoOutcome
 from index_store.store import Snapshot, Store
 from stages.evaluate import CaptionedText, Evaluation
@@ -28,6 +29,7 @@ from stages.rerank import rerank
 from stages.rerankers import make_reranker
 from stages.rerankers.base import Reranker
 from stages.rerankers.clip4clip import Clip4ClipHead, Clip4ClipReranker, Clip4ClipTightHead
+from stages.rerankers.pairwise import PairwiseReranker
 from stages.rerankers.selection import PredictorB
 from stages.rerankers.ts2net import Ts2NetHead, Ts2NetReranker
 from stages.rerankers.ucofia import UcofiaHead, UcofiaReranker
@@ -35,6 +37,7 @@ from stages.rerankers.video_sides import video_side_of
 from stages.rerankers.wti import WtiHead, WtiReranker
 from stages.rerankers.xclip import XClipHead, XClipReranker
 from stages.search import open_index
+from stages.video_source import compute
 from tests.stages.corpus import WIDTH, DrawnTexts, file, make_store, outcome, queries, settings_with
 
 ROOT = Path(__file__).parents[2]
@@ -288,6 +291,35 @@ def test_an_empty_store_and_a_second_writer_are_errors(tmp_path: Path, store: St
         prepare(store, ucofia())
     with store.writer():  # the store's own lock is another one: extract may run meanwhile
         prepare(store, ucofia())
+
+
+PINNED = {
+    "x-clip": (0.113057, 5.422389),
+    "x-clip without weights": (0.112923, 1.461640),
+    "ucofia": (0.567560, 43.997899),
+    "ucofia without weights": (0.094293, 4.079654),
+    "ts2-net": (0.105839, 2.660326),
+    "clip4clip": (0.142950, -0.669937),
+    "clip4clip-lstm": (0.145461, 0.511447),
+    "clip4clip-tight": (0.619823, 16.872835),
+    "wti": (0.111047, 1.342110),
+}
+"""Mean size of the numbers that each method makes of videos 0 to 3, and their sum weighed by place."""
+
+
+@pytest.mark.parametrize("name", RERANKERS)
+def test_other_numbers_need_another_format(plain: Store, name: str) -> None:
+    """If this fails on purpose, ``index_store.prepared.FORMAT`` must grow: what was prepared before is wrong now."""
+    reranker = RERANKERS[name]()
+    side = video_side_of(reranker)
+    assert side is not None
+    assert isinstance(reranker, PairwiseReranker)
+    with plain.snapshot() as snapshot:
+        ((_, fields, _),) = compute(side, reranker, snapshot.read_tokens([1, 2, 3, 4]), torch.device("cpu"))
+    numbers = np.concatenate([field.ravel().astype(np.float64) for field in fields.values()])
+    found = (np.abs(numbers).mean(), numbers @ np.cos(np.arange(len(numbers))))
+    assert FORMAT == "tbpipe-prepared-1"
+    np.testing.assert_allclose(found, PINNED[name], rtol=1e-4, atol=1e-4)
 
 
 PREPARE = """
