@@ -9,7 +9,7 @@ import argparse
 import importlib
 import sys
 
-NAMES = ("reads", "search", "extract", "memory", "pairs")
+NAMES = ("reads", "search", "extract", "memory", "pairs", "prepared")
 
 
 def main() -> int:

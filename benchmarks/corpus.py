@@ -44,12 +44,13 @@ def _features(shape: StoreSettings, num_videos: int) -> Iterator[VideoFeatures]:
     drawn = rng.standard_normal(shape.token_shape, np.float32).astype(np.float16)
     for _ in range(num_videos):
         pooled = rng.standard_normal(width, np.float32)
+        tokens = np.roll(drawn, int(rng.integers(drawn.size)))
         yield VideoFeatures(
-            tokens=np.roll(drawn, int(rng.integers(drawn.size))),
+            tokens=tokens,
             token_scales=None,
             frame_mask=np.ones(frames, np.bool_),
             timestamps_seconds=np.arange(frames, dtype=np.float64),
-            frame_embeddings=drawn[:, 0],
+            frame_embeddings=tokens[:, 0],
             pooled=pooled / np.linalg.norm(pooled),
         )
 

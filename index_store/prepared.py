@@ -254,6 +254,7 @@ class PreparedFile:
             offsets = [position, position + size]
             header[name] = {"dtype": kind, "shape": [num_rows, *shape], "data_offsets": offsets}
             position += size
+        header["__metadata__"]["checksum"] = _header_checksum(header)
         text = json.dumps(header).encode()
         text += b" " * (-(8 + len(text)) % _ALIGNMENT_BYTES)
         os.ftruncate(self._descriptor, 8 + len(text) + position)
@@ -283,15 +284,19 @@ def prepared_writer(
 def open_prepared(layout: Layout, snapshot: Snapshot, key: PreparedKey) -> PreparedReader | None:
     """What is prepared under ``key``; None where nothing is."""
     directory = layout.prepared_directory / key.directory_name
-    reader = PreparedReader(directory, key, snapshot) if directory.is_dir() else None
-    return None if reader is None or reader.is_empty else reader
+    try:
+        reader = PreparedReader(directory, key, snapshot)
+    except OSError:  # not there, or not for us
+        return None
+    return None if reader.is_empty else reader
 
 
 def has_prepared(layout: Layout, method: str) -> bool:
     """Whether anything is prepared for a method: by looking at names alone."""
-    if not layout.prepared_directory.is_dir():
+    try:
+        return any(path.name.rpartition("-")[0] == method for path in layout.prepared_directory.iterdir())
+    except OSError:
         return False
-    return any(path.name.rpartition("-")[0] == method for path in layout.prepared_directory.iterdir())
 
 
 @dataclass(frozen=True, slots=True)
@@ -375,6 +380,7 @@ def _open_file(directory: Path, digest: str, shard: ShardRecord) -> _File | None
             header = json.loads(stream.read(length))
             metadata = header["__metadata__"]
             wanted = {"format": FORMAT, "digest": digest, "shard_sha256": shard.sha256}
+            wanted["checksum"] = _header_checksum(header)
             if any(metadata[name] != value for name, value in wanted.items()):
                 return None
             datasets = tuple(_datasets(header, 8 + length))
@@ -389,6 +395,13 @@ def _open_file(directory: Path, digest: str, shard: ShardRecord) -> _File | None
         return None
     record = ShardRecord(shard.id, path.name, shard.num_rows, size_bytes, digest, "", datasets)
     return _File(record, same, checksums, (checksums != 0).any(1))
+
+
+def _header_checksum(header: Mapping[str, Any]) -> str:
+    """BLAKE2b-128, hex, over everything in a header but this."""
+    metadata = {name: value for name, value in header["__metadata__"].items() if name != "checksum"}
+    text = json.dumps({**header, "__metadata__": metadata}, sort_keys=True)
+    return hashlib.blake2b(text.encode(), digest_size=_CHECKSUM_BYTES).hexdigest()
 
 
 def _datasets(header: Mapping[str, Any], start: int) -> Iterator[DatasetRecord]:

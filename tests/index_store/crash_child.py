@@ -19,7 +19,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from index_store.catalog import IndexManifestFields
+from index_store.prepared import PreparedAbout
 from index_store.store import Store
 from tests.index_store.samples import SETTINGS, bad, copy_of, ok
 
@@ -51,11 +54,25 @@ def requeue(directory: Path) -> None:
         writer.requeue(None)
 
 
+def prepare(directory: Path) -> None:
+    """Rows 0 and 1 of every shard; what they hold says which."""
+    about = PreparedAbout("method", "ab" * 32, SETTINGS.fingerprint, "", "", "cpu")
+    with Store.open(directory).snapshot() as snapshot, snapshot.prepared_writer(about) as writer:
+        writer.remove_others()
+        for shard in snapshot.shards():
+            if writer.reader().count(shard.id, [0, 1]) < 2:
+                with writer.file(shard) as file:
+                    for row in (0, 1):
+                        field = np.full((1, 3), 10 * shard.id + row, np.float32)
+                        file.put([row], {"field": field, "mask": field > 0}, {"other": "field"})
+
+
 ACTIONS: dict[str, Callable[[Path], None]] = {
     "create": create,
     "commit": commit,
     "publish": publish,
     "requeue": requeue,
+    "prepare": prepare,
 }
 
 
