@@ -116,10 +116,10 @@ class PreparedReader:
         """Close every file."""
         self._reader.close()
 
-    def count(self, shard_id: int, rows: Sequence[int]) -> int:
+    def count(self, shard_id: int, rows: NDArray[np.int64]) -> int:
         """How many of these rows of a shard are there; what they hold is not looked at."""
         file = self._file(shard_id)
-        return 0 if file is None else int(file.is_there[list(rows)].sum())
+        return 0 if file is None else int(file.is_there[rows].sum())
 
     def read(self, locations: Sequence[tuple[int, int]]) -> PreparedRows:
         """The rows at ``locations`` (shard, row), in this order. Those that are missing or damaged are not there."""

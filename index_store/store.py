@@ -449,12 +449,13 @@ class Snapshot:
         generations = self.generations()
         return generations[-1] if generations else None
 
-    def rows_by_shard(self) -> dict[int, list[int]]:
-        """The rows of each shard that a video has, ascending; those of copies once."""
-        found: dict[int, set[int]] = {}
-        for _, shard, row in self._catalog.searchable_locations():
-            found.setdefault(shard, set()).add(row)
-        return {shard: sorted(rows) for shard, rows in sorted(found.items())}
+    def rows_by_shard(self) -> dict[int, NDArray[np.int64]]:
+        """The rows of each shard that a video has, int64, ascending; those of copies once. 8 bytes a video."""
+        places = self._catalog.searchable_locations()
+        codes = np.unique(np.fromiter((shard << 32 | row for _, shard, row in places), np.int64))
+        shards, starts = np.unique(codes >> 32, return_index=True)
+        parts = np.split(codes & 0xFFFFFFFF, starts[1:])
+        return dict(zip(shards.tolist(), parts, strict=False))  # no shard: one empty part
 
     def open_prepared(self, key: PreparedKey) -> PreparedReader | None:
         """What was prepared of these videos with what ``key`` says; None where nothing was."""

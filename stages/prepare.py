@@ -9,7 +9,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from index_store.errors import InputError
 from index_store.prepared import PreparedAbout, PreparedReader, PreparedWriter
@@ -87,10 +89,10 @@ def prepare(
             todo = {shard: rows for shard, rows in rows_by_shard.items() if before.count(shard, rows) < len(rows)}
             told = advance(sum(map(len, (rows_by_shard if verify else todo).values())))
             for shard, rows in rows_by_shard.items():
-                if shard not in todo and verify and not _is_sound(before, shard, rows, told):
+                if shard not in todo and verify and not _is_sound(before, shard, rows.tolist(), told):
                     todo[shard] = rows
             for shard, rows in todo.items():
-                _prepare_shard(work, writer, shard, rows, told)
+                _prepare_shard(work, writer, shard, rows.tolist(), told)
             before.close()
             return _report(writer, key.directory_name, key.method, rows_by_shard, todo, num_removed)
 
@@ -123,8 +125,8 @@ def _report(
     writer: PreparedWriter,
     name: str,
     method: str,
-    rows_by_shard: dict[int, list[int]],
-    done: dict[int, list[int]],
+    rows_by_shard: dict[int, NDArray[np.int64]],
+    done: dict[int, NDArray[np.int64]],
     num_removed: int,
 ) -> PrepareReport:
     now = writer.reader()

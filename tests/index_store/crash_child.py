@@ -60,7 +60,7 @@ def prepare(directory: Path) -> None:
     with Store.open(directory).snapshot() as snapshot, snapshot.prepared_writer(about) as writer:
         writer.remove_others()
         for shard in snapshot.shards():
-            if writer.reader().count(shard.id, [0, 1]) < 2:
+            if writer.reader().count(shard.id, np.arange(2)) < 2:
                 with writer.file(shard) as file:
                     for row in (0, 1):
                         field = np.full((1, 3), 10 * shard.id + row, np.float32)

@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -90,7 +91,7 @@ def store(plain: Store, tmp_path: Path) -> Store:
     return Store.open(tmp_path / "store")
 
 
-def ranked(store: Store, reranker: Reranker, **options: int) -> list[Ranking]:
+def ranked(store: Store, reranker: Reranker, **options: Any) -> list[Ranking]:
     with store.snapshot() as snapshot:
         return list(
             rerank(snapshot, open_index(snapshot), DrawnTexts(), queries(20), reranker, **{"top_k": 15, **options})
@@ -291,6 +292,23 @@ def test_an_empty_store_and_a_second_writer_are_errors(tmp_path: Path, store: St
         prepare(store, ucofia())
     with store.writer():  # the store's own lock is another one: extract may run meanwhile
         prepare(store, ucofia())
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("make", [ucofia, lambda: make_reranker("x-clip")])
+def test_on_a_gpu_scores_are_the_same_up_to_rounding(store: Store, make: Callable[[], Reranker]) -> None:
+    reranker = make()
+    assert isinstance(reranker, PairwiseReranker)
+    reranker.scorer.cuda()  # type: ignore[attr-defined]
+
+    def scores() -> list[dict[int, float]]:
+        return [{hit.video_id: hit.score for hit in ranking.hits} for ranking in ranked(store, reranker, device="cuda")]
+
+    expected = scores()
+    assert prepare(store, reranker, device="cuda").num_computed == NUM_VIDEOS
+    assert prepare(store, make()).num_computed == NUM_VIDEOS  # those of a CPU are another set
+    for found, wanted in zip(scores(), expected, strict=True):
+        assert found == pytest.approx(wanted, rel=1e-3, abs=1e-3)
 
 
 PINNED = {
