@@ -118,14 +118,14 @@ class PreparedReader:
 
     def count(self, shard_id: int, rows: NDArray[np.int64]) -> int:
         """How many of these rows of a shard are there; what they hold is not looked at."""
+        self._forget_many()
         file = self._file(shard_id)
         return 0 if file is None else int(file.is_there[rows].sum())
 
     def read(self, locations: Sequence[tuple[int, int]]) -> PreparedRows:
         """The rows at ``locations`` (shard, row), in this order. Those that are missing or damaged are not there."""
         assert self._first is not None
-        if len(self._files) > _MOST_FILES:
-            self._files.clear()
+        self._forget_many()
         is_there = np.array([self._is_there(*location) for location in locations], np.bool_)
         fields = {name: np.empty((len(locations), *shape), dtype) for name, dtype, shape in self._first.specs}
         places = np.flatnonzero(is_there).tolist()
@@ -147,6 +147,11 @@ class PreparedReader:
             found = row_checksum([out[place] for out in fields.values()])
             is_there[place] = found == file.checksums[row].tobytes()
         return PreparedRows(fields, is_there)
+
+    def _forget_many(self) -> None:
+        """Hold the checksums of some files only; not while rows are being read."""
+        if len(self._files) > _MOST_FILES:
+            self._files.clear()
 
     def _is_there(self, shard_id: int, row: int) -> bool:
         file = self._file(shard_id)
@@ -202,8 +207,8 @@ class PreparedWriter:
 
     def remove_others(self) -> int:
         """Remove what belongs to no shard of the store; returns how many files."""
-        known = {file_name(shard.id) for shard in self._snapshot.shards()}
-        others = [path for path in sorted(self._directory.iterdir()) if path.name not in (*known, _ABOUT)]
+        known = {_ABOUT, *(file_name(shard.id) for shard in self._snapshot.shards())}
+        others = [path for path in sorted(self._directory.iterdir()) if path.name not in known]
         for path in others:
             remove(path)
         return sum(not is_temporary(path) for path in others)
