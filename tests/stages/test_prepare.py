@@ -360,12 +360,12 @@ def test_killed_at_any_moment_what_is_there_is_whole(tmp_path: Path) -> None:
     build_index(store)
     expected = ranked(store, ucofia())
     num_before = 0
-    for attempt in range(8):
+    for attempt in range(4):
         command = [sys.executable, "-c", PREPARE, str(store.directory)]
         with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE) as process:
             assert process.stdout is not None
             process.stdout.readline()
-            time.sleep(0.05 + 0.1 * attempt)
+            time.sleep(0.05 + 0.2 * attempt)
             process.send_signal(signal.SIGKILL)
         with store.snapshot() as snapshot:
             sets = snapshot.prepared_sets()
