@@ -338,6 +338,7 @@ def test_a_tag_is_one_word(tmp_path: Path) -> None:
             write_ranking(tmp_path / "x.trec", [], tag)
 
 
+@pytest.mark.slow
 @settings(max_examples=100, deadline=None)
 @given(st.text(max_size=30))
 def test_escaping_is_reversible_and_leaves_one_word(identity: str) -> None:

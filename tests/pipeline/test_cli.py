@@ -38,6 +38,7 @@ def test_the_main_job(clips: Path, finished_store: Path, run: Run, tmp_path: Pat
     assert {row["key"] for row in rankings} == {path.name for path in clips.iterdir()}
 
 
+@pytest.mark.slow
 def test_a_model_with_the_token_shift_makes_another_store(
     clips: Path, finished_store: Path, run: Run, tmp_path: Path
 ) -> None:
@@ -97,6 +98,7 @@ def test_copies_moves_and_changes_cost_only_what_is_new(clips: Path, run: Run, t
     assert after[names[3]].content_hash == after[names[2]].content_hash != before[names[3]].content_hash
 
 
+@pytest.mark.slow
 def test_a_source_that_moved_as_a_whole_is_not_computed_again(clips: Path, run: Run, tmp_path: Path) -> None:
     store = tmp_path / "store"
     shutil.copytree(clips, tmp_path / "old")

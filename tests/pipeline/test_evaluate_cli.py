@@ -42,6 +42,7 @@ def trec_eval(run_file: Path, qrels: Path) -> dict[str, float]:
     return {**success, "MdR": float(np.median(ranks)), "MnR": float(np.mean(ranks))}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["sinkhorn", "dual-softmax", "qb-norm"])
 def test_scores_are_normalised_with_a_bank(
     captions: Path, finished_store: Path, run: Run, tmp_path: Path, method: str

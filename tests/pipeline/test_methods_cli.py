@@ -10,6 +10,7 @@ from stages.rerankers import RERANKERS
 from tests.pipeline.conftest import Run
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", sorted(RERANKERS))
 def test_it_evaluates_and_reranks(method: str, finished_store: Path, clips: Path, run: Run, tmp_path: Path) -> None:
     folder = clips.parent

@@ -286,6 +286,7 @@ def test_a_pickle_of_other_things_or_of_endless_text_is_no_caption_file(tmp_path
 # -- the real files ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "split", "num_videos", "num_captions"),
     [
@@ -311,6 +312,7 @@ def test_the_real_files(assets: Path, name: str, split: str, num_videos: int, nu
     assert bool(found.remarks) == (num_videos in (210, 1501, 724, 60) or split == "val_2")  # those are excerpts
 
 
+@pytest.mark.slow
 def test_texts_of_the_real_files(assets: Path) -> None:
     def read(name: str, split: str = "") -> dict[str, tuple[str, ...]]:
         return said(find_dataset(name).read(assets / "annotations", split))

@@ -106,6 +106,7 @@ def scores(store: Store) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
         return broad_scores(snapshot, captions()), focused_scores(snapshot, captions())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("top_k", [1, 3, 12, 1000])
 def test_both_directions_equal_brute_force(
     store: Store, scores: tuple[NDArray[np.float32], NDArray[np.float64]], top_k: int
@@ -192,6 +193,7 @@ def test_without_a_reranker_focused_is_broad(store: Store) -> None:
             assert result.focused == result.broad
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float16", "int8"])
 def test_memory_changes_no_rank(tmp_path: Path, dtype: str) -> None:
     store = make_store(tmp_path, 30, settings_with(dtype))

@@ -60,6 +60,7 @@ def test_a_score_does_not_depend_on_what_else_is_in_the_batch(name: str) -> None
         assert torch.equal(reranker.rank(queries[part], alone)[0], together[row, : len(videos)])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_the_order_of_videos_and_candidates_and_the_threads_change_no_bit(name: str) -> None:
     queries, candidates = draw(num_queries=25, shape=SHAPE)

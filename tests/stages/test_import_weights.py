@@ -121,6 +121,7 @@ def test_the_same_checkpoint_gives_the_same_bytes(tmp_path: Path) -> None:
     assert [path.read_bytes() for path in imported("ucofia", tiny_checkpoint("ucofia"), tmp_path)] == first
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("source", [*FAMILY, "openai-clip"])
 def test_the_image_text_model_is_the_one_of_the_checkpoint(source: str, tmp_path: Path) -> None:
     clip, _ = imported(source, tiny_checkpoint(source), tmp_path)
@@ -151,6 +152,7 @@ def test_clip_vip_comes_out_as_the_same_numbers(tmp_path: Path) -> None:
     assert torch.equal(one.encode_texts(["a dog"]).sentence, other.encode_texts(["a dog"]).sentence)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("source", "total"), [("clip4clip", 351), ("xclip", 359), ("eercf", 353), ("ucofia", 369), ("ts2net", 366)]
 )
@@ -203,6 +205,7 @@ def refusal(source: str, state: Mapping[str, Tensor], tmp_path: Path) -> str:
     return str(error.value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("source", "name"),
     [

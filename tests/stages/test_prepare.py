@@ -129,6 +129,7 @@ def test_scores_are_the_same_and_no_tokens_are_read(store: Store, tokens_read: l
     assert tokens_read == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("settings", [settings_with("int8"), settings_with(keep="2"), settings_with(keep="cls")])
 @pytest.mark.parametrize("name", ["x-clip", "ucofia"])
 def test_so_they_are_in_other_stores(tmp_path: Path, settings: object, name: str) -> None:
@@ -153,6 +154,7 @@ def test_the_file_is_what_the_format_says(store: Store) -> None:
     assert arrays["row_checksums"].any(1).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["x-clip", "ucofia"])
 def test_from_video_to_text_and_with_normalised_scores_too(store: Store, name: str) -> None:
     texts = [CaptionedText(f"c{n}", f"video{n} w{n % 3}", (n + 1,)) for n in range(NUM_VIDEOS)]
@@ -250,6 +252,7 @@ def test_a_flipped_byte_is_not_used_and_verify_mends_it(store: Store, tokens_rea
     assert {path: path.read_bytes() for path in whole} == whole
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("length", [0, 4, 100, 5000, -1])
 def test_a_short_file_is_done_again(store: Store, length: int) -> None:
     expected = ranked(store, ucofia())

@@ -56,6 +56,7 @@ def by_pil(frame: torch.Tensor, mode: str, interpolation: str, size: int = 224) 
     return levels
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("shape", SIZES, ids=str)

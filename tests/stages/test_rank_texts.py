@@ -21,6 +21,7 @@ def turned(queries: QueryBatch, candidates: CandidateBatch) -> tuple[CandidateBa
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("text_bytes", [1, 3 * 4 * 16 * 9, 1 << 30])
 @pytest.mark.parametrize("name", sorted(RERANKERS))
 def test_pairwise_scores_are_the_same_both_ways(name: str, text_bytes: int, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -66,6 +66,7 @@ def test_the_whole_way_equals_a_plain_transcription(tmp_path: Path, settings: ob
             assert hit.moment_seconds == everything.timestamps_seconds[row][int((frames @ sentence).argmax())]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("videos_in_memory", [10, 11, 25, 60])
 def test_rankings_do_not_depend_on_the_batches(store: Store, videos_in_memory: int) -> None:
     asked = queries(40)

@@ -91,6 +91,7 @@ def test_the_order_of_the_videos_changes_nothing(name: str) -> None:
     assert torch.equal(reranker.rank(queries, moved), reranker.rank(queries, candidates))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", [(4, 6, 16), (12, 50, 64), (3, 17, 48), (12, 4, 512), (1, 1, 64), (2, 1, 64)])
 @pytest.mark.parametrize("name", sorted(RERANKERS))
 def test_a_score_does_not_depend_on_what_else_is_in_the_batch(name: str, shape: tuple[int, int, int]) -> None:
@@ -121,6 +122,7 @@ def test_a_longer_text_in_the_batch_changes_no_bit(name: str) -> None:
         assert torch.equal(make_reranker(name).rank(longer, candidates), expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(RERANKERS))
 def test_the_number_of_threads_changes_no_bit(name: str) -> None:
     queries, candidates = draw(num_queries=40, num_candidates=20, num_videos=60, shape=(12, 50, 64))

@@ -75,6 +75,7 @@ def test_wrong_details_are_counted_with_the_best_cast(statement: Statement, expe
     assert count_wrong(statement, BOTH) == expected
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(LEVELS))
 def test_what_is_said_and_what_follows_from_it_is_true(name: str) -> None:
     rng, level = np.random.default_rng(11), LEVELS[name]
@@ -87,6 +88,7 @@ def test_what_is_said_and_what_follows_from_it_is_true(name: str) -> None:
         assert all(t.colour not in BACKGROUNDS[scene.background] for t in scene.things)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(LEVELS))
 def test_a_variation_makes_the_caption_wrong(name: str) -> None:
     rng, level = np.random.default_rng(12), LEVELS[name]
