@@ -43,13 +43,6 @@ def clip_vip_metrics(places: Places) -> NDArray[np.float64]:
     return np.array([*recall, float(np.median(places)) + 1, float(places.mean()) + 1])
 
 
-def dual_softmax(scores: Scores, scale: float = 1.0) -> Scores:
-    """S softmax(scale S) over the texts, the rows; TS2-Net's scale is 1 on logits, CLIP-ViP's 100 on cosines."""
-    lifted = np.exp(scale * (scores - scores.max(axis=0)))
-    weighted: Scores = scores * (lifted / lifted.sum(axis=0))
-    return weighted
-
-
 # -- several captions a video -----------------------------------------------------------------------------------------
 
 

@@ -137,9 +137,7 @@ class _PreparedSource:
             for name, array in found.items():
                 rows.fields[name][places] = array
         videos = self._side.put_together(rows.fields, self._reader.same)
-        block_size = max(1, len(ids))
-        if self._device.type != "cpu":  # there they have to be moved; here a query finds all its candidates at once
-            block_size = min(block_size, videos_per_block(self._reader.row_bytes // 4, self._device))
+        block_size = min(max(1, len(ids)), videos_per_block(self._reader.row_bytes // 4, self._device))
         return _Prepared(self._snapshot, ids, videos, self._side, block_size, self._device)
 
     def _computed(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +15,7 @@ from stages.rerankers.pairwise import PairwiseReranker
 from stages.rerankers.temporal import (
     EPSILON,
     NUM_POSITIONS,
+    Frames,
     TemporalHead,
     Transformer,
     number_of_layers,
@@ -27,20 +27,6 @@ from stages.rerankers.temporal import (
 _DROPOUT = 0.1
 _PAIRS_AT_ONCE = 64
 """Sequences that the cross transformer takes: 13 x 512 of them and what is made of them stay in the cache."""
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Clip4ClipFrames:
-    """The frames of c videos."""
-
-    frames: Tensor
-    """float32 [c, F, D], raw, 0 where padding."""
-    frame_mask: Tensor
-    """bool [c, F], True = real frame."""
-
-    def __getitem__(self, rows: slice | Tensor) -> Clip4ClipFrames:
-        """Some of the videos."""
-        return Clip4ClipFrames(self.frames[rows], self.frame_mask[rows])
 
 
 class Clip4ClipHead(TemporalHead):
@@ -130,11 +116,11 @@ class Clip4ClipTightHead(nn.Module):
         """Sentences float32 [B, D], raw."""
         return queries.sentence
 
-    def videos(self, tokens: Tensor, frame_mask: Tensor) -> Clip4ClipFrames:
+    def videos(self, tokens: Tensor, frame_mask: Tensor) -> Frames:
         """Frames float32 [c, F, D], raw, 0 where padding."""
-        return Clip4ClipFrames(tokens[:, :, 0].masked_fill(~frame_mask.unsqueeze(-1), 0.0), frame_mask)
+        return Frames(tokens[:, :, 0].masked_fill(~frame_mask.unsqueeze(-1), 0.0), frame_mask)
 
-    def score(self, texts: Tensor, videos: Clip4ClipFrames) -> Tensor:
+    def score(self, texts: Tensor, videos: Frames) -> Tensor:
         """Scores float32 [c, Q]: some pairs at a time go through the transformer."""
         count, num_texts = len(videos.frames), texts.shape[1]
         sentences = texts.expand(count, -1, -1).flatten(0, 1)

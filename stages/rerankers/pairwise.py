@@ -162,6 +162,8 @@ class PairwiseReranker:
         """``rank`` of videos whose side was computed before: the same scores float32 [B, K], to the last bit."""
         block_size = max(candidates.block_size, self._least_block)
         device = candidates.broad.device
+        if self._shared is not None and device.type == "cpu":  # nothing is moved: a query finds all it has at once
+            block_size = max(block_size, candidates.num_videos)
         return self._rank(queries, candidates.index, candidates.num_videos, block_size, device, candidates.of)
 
     def _rank(

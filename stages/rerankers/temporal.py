@@ -6,6 +6,7 @@ Parameters have the names of the released checkpoints, so that those load with `
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +21,20 @@ EPSILON = 1e-12
 _MASKED = -1e6
 """What is added to the logit of a frame that is padding."""
 _HEAD_WIDTH = 64
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Frames:
+    """The frames of c videos: a video side that has nothing else."""
+
+    frames: Tensor
+    """float32 [c, F, D], raw or of unit length, as the method wants them; 0 where padding."""
+    frame_mask: Tensor
+    """bool [c, F], True = takes part."""
+
+    def __getitem__(self, rows: slice | Tensor) -> Frames:
+        """Those of some videos."""
+        return Frames(self.frames[rows], self.frame_mask[rows])
 
 
 class TemporalHead(nn.Module):

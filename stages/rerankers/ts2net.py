@@ -6,7 +6,6 @@ The token shift, its other half, is in the image tower (``stages.models.token_sh
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -15,26 +14,12 @@ from torch.nn.functional import normalize, pad
 from stages.rerankers.base import QueryBatch
 from stages.rerankers.pairwise import PairwiseReranker
 from stages.rerankers.selection import PredictorA, TokenSelector
-from stages.rerankers.temporal import NUM_POSITIONS, TemporalHead, temporal_sizes
+from stages.rerankers.temporal import NUM_POSITIONS, Frames, TemporalHead, temporal_sizes
 
 _SHARPNESS = 4.0
 _SMALLEST_NORM = 1e-12
 _FEWEST_FRAMES = 4
 """Fewer are padded: a product with fewer columns sums in an order that depends on the row."""
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Ts2NetVideos:
-    """What does not depend on the query, of c videos."""
-
-    frames: Tensor
-    """float32 [c, F, D], unit length; 0 where masked."""
-    frame_mask: Tensor
-    """bool [c, F], True = takes part."""
-
-    def __getitem__(self, rows: slice | Tensor) -> Ts2NetVideos:
-        """Some of the videos."""
-        return Ts2NetVideos(self.frames[rows], self.frame_mask[rows])
 
 
 class Ts2NetHead(TemporalHead):
@@ -86,14 +71,14 @@ class Ts2NetHead(TemporalHead):
         """Unit-length sentences float32 [B, D]."""
         return normalize(queries.sentence, dim=-1)
 
-    def videos(self, tokens: Tensor, frame_mask: Tensor, noise: Tensor | None = None) -> Ts2NetVideos:
+    def videos(self, tokens: Tensor, frame_mask: Tensor, noise: Tensor | None = None) -> Frames:
         """Everything about c videos that no query changes; see ``PairScorer``. ``noise``: that of ``TokenSelector``."""
         if self.transformerClip is None:
             return _prepared(tokens[:, :, 0], frame_mask)
         selected = self.visual_token_selector(tokens, None if self.official else frame_mask, noise)
         return self.of_selected(selected, frame_mask)
 
-    def of_selected(self, selected: Tensor, frame_mask: Tensor) -> Ts2NetVideos:
+    def of_selected(self, selected: Tensor, frame_mask: Tensor) -> Frames:
         """The same of selected tokens float32 [c, F, E, D], row 0 of E = [CLS]."""
         per_frame = selected.shape[2]
         if self.official:
@@ -104,7 +89,7 @@ class Ts2NetHead(TemporalHead):
         hidden = self.temporal(selected.flatten(1, 2), mask)
         return _prepared(hidden[:, ::per_frame], mask[:, ::per_frame])
 
-    def score(self, texts: Tensor, videos: Ts2NetVideos) -> Tensor:
+    def score(self, texts: Tensor, videos: Frames) -> Tensor:
         """Scores float32 [c, Q]: cosines times the logit scale; see ``PairScorer``."""
         return self.logit_scale.exp() * weigh_frames(texts, videos)
 
@@ -116,7 +101,7 @@ class Ts2NetReranker(PairwiseReranker):
         super().__init__(head or Ts2NetHead())
 
 
-def weigh_frames(texts: Tensor, videos: Ts2NetVideos) -> Tensor:
+def weigh_frames(texts: Tensor, videos: Frames) -> Tensor:
     """sum_f a_f b_f, float32 [c, Q], of unit-length texts [c or 1, Q, D]; the similarity in TS2-Net's code.
 
     b = text . frame, 0 where masked; u = b / |b| over the frames; a = softmax(4 u) over the real frames.
@@ -130,8 +115,8 @@ def weigh_frames(texts: Tensor, videos: Ts2NetVideos) -> Tensor:
     return (weights * real).sum(-1)
 
 
-def _prepared(frames: Tensor, mask: Tensor) -> Ts2NetVideos:
+def _prepared(frames: Tensor, mask: Tensor) -> Frames:
     """Frames float32 [c, F, D] of any length; those where mask bool [c, F] is False may be anything."""
     unit = normalize(frames.masked_fill(~mask.unsqueeze(-1), 0.0), dim=-1)
     missing = max(0, _FEWEST_FRAMES - mask.shape[1])
-    return Ts2NetVideos(pad(unit, (0, 0, 0, missing)), pad(mask, (0, missing))) if missing else Ts2NetVideos(unit, mask)
+    return Frames(pad(unit, (0, 0, 0, missing)), pad(mask, (0, missing))) if missing else Frames(unit, mask)

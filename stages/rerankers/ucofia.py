@@ -20,7 +20,7 @@ from stages.rerankers.matrices import TEMPERATURE, fitted, identity
 from stages.rerankers.pairwise import PairwiseReranker, Shared
 from stages.rerankers.selection import NUM_PATCHES, PredictorA, PredictorB, TokenSelector
 from stages.rerankers.temporal import NUM_POSITIONS, TemporalHead, pool, temporal_sizes
-from stages.rerankers.words import RealWords
+from stages.rerankers.words import RealWords, SentenceAndWords
 
 Term = Literal["video_sentence", "frame_sentence", "patch_word"]
 TERMS: tuple[Term, ...] = ("video_sentence", "frame_sentence", "patch_word")
@@ -32,22 +32,6 @@ _ROWS_AT_ONCE = 2048
 _PREDICTOR = "visual_token_selector.score_predictor.in_conv.1.weight"
 _UNUSED = frozenset({"word_logit_weight", "frame_mat_weight", "frame_mat_weight2", "word_mat_weight_for_pixel"})
 """Parameters of the released checkpoints that no formula has."""
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class UcofiaTexts:
-    """What does not depend on the video, of T texts; the axes of T may have any shape."""
-
-    sentence: Tensor
-    """float32 [T, D], unit length."""
-    words: Tensor
-    """float32 [T, W, D], unit length times L; anything where masked."""
-    word_mask: Tensor
-    """bool [T, W], True = takes part; one does in every text."""
-
-    def __getitem__(self, rows: slice | Tensor | int | None) -> UcofiaTexts:
-        """Some of the texts."""
-        return UcofiaTexts(self.sentence[rows], self.words[rows], self.word_mask[rows])
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -138,14 +122,14 @@ class UcofiaHead(TemporalHead):
         head.load_state_dict({name: weight for name, weight in state.items() if name not in _UNUSED})
         return head
 
-    def texts(self, queries: QueryBatch) -> UcofiaTexts:
+    def texts(self, queries: QueryBatch) -> SentenceAndWords:
         """Unit-length sentences and words; the words' matrix is applied here: a text has fewer than a video patches."""
         mask = torch.ones_like(queries.word_mask) if self.official else queries.word_mask
         mask = mask | (torch.arange(mask.shape[1], device=mask.device) == 0) & ~mask.any(1, keepdim=True)
         words = normalize(queries.words, dim=-1)
         if self.local_mat_weight is not None:
             words = words.masked_scatter(mask.unsqueeze(-1), linear(words[mask], self.local_mat_weight.T))
-        return UcofiaTexts(normalize(queries.sentence, dim=-1), words, mask)
+        return SentenceAndWords(normalize(queries.sentence, dim=-1), words, mask)
 
     def videos(self, tokens: Tensor, frame_mask: Tensor, noise: Tensor | None = None) -> UcofiaVideos:
         """Frames, video and patches as texts meet them. ``noise``: that of ``TokenSelector``."""
@@ -167,12 +151,12 @@ class UcofiaHead(TemporalHead):
         taking_part = torch.ones_like(frame_mask) if self.official else frame_mask
         return UcofiaVideos(torch.cat([normalize(frames, dim=-1), video], 1), selected, taking_part)
 
-    def score(self, texts: UcofiaTexts, videos: UcofiaVideos) -> Tensor:
+    def score(self, texts: SentenceAndWords, videos: UcofiaVideos) -> Tensor:
         """Scores float32 [c, Q] of the texts [1, Q, ...] with every video."""
         scores = [self.term(name, texts[0], videos) for name in TERMS]
         return ((scores[0] + scores[1] + scores[2]) / 3).T
 
-    def term(self, name: Term, texts: UcofiaTexts, videos: UcofiaVideos) -> Tensor:
+    def term(self, name: Term, texts: SentenceAndWords, videos: UcofiaVideos) -> Tensor:
         """One of the similarities of Q texts with c videos, float32 [Q, c]."""
         if name == "patch_word":
             found = self._patch_word(texts, videos)
@@ -184,7 +168,7 @@ class UcofiaHead(TemporalHead):
             logits = _over_last(logits, _real(videos.frame_mask), mixing)
         return self.logit_scale.exp() * TEMPERATURE * logits.view(len(texts.sentence), -1)
 
-    def _patch_word(self, texts: UcofiaTexts, videos: UcofiaVideos) -> Tensor:
+    def _patch_word(self, texts: SentenceAndWords, videos: UcofiaVideos) -> Tensor:
         """Text by text, so that each meets its own words only and what is worked on stays in the cache."""
         _, num_frames, per_frame, _ = videos.for_words.shape
         mask = _real(videos.frame_mask.repeat_interleave(per_frame, 1))
@@ -235,7 +219,7 @@ class _OneTerm:
         """The head's."""
         return self._head.logit_scale
 
-    def score(self, texts: UcofiaTexts, videos: UcofiaVideos) -> Tensor:
+    def score(self, texts: SentenceAndWords, videos: UcofiaVideos) -> Tensor:
         """Scores float32 [c, Q] of the texts [1, Q, ...] with every video."""
         return self._head.term(self._term, texts[0], videos).T
 

@@ -29,17 +29,18 @@ from index_store.features import Array
 from index_store.prepared import FORMAT, PreparedKey
 from index_store.settings import StoreSettings
 from stages.rerankers.base import Reranker
-from stages.rerankers.clip4clip import Clip4ClipFrames, Clip4ClipHead, Clip4ClipTightHead
+from stages.rerankers.clip4clip import Clip4ClipHead, Clip4ClipTightHead
 from stages.rerankers.pairwise import PairwiseReranker
-from stages.rerankers.ts2net import Ts2NetHead, Ts2NetVideos
+from stages.rerankers.temporal import Frames
+from stages.rerankers.ts2net import Ts2NetHead
 from stages.rerankers.ucofia import UcofiaHead, UcofiaVideos
 from stages.rerankers.wti import WtiHead, WtiTokens
 from stages.rerankers.xclip import XClipHead, XClipVideos
 
 _SIDES: dict[type[nn.Module], type[Any]] = {
     Clip4ClipHead: Tensor,
-    Clip4ClipTightHead: Clip4ClipFrames,
-    Ts2NetHead: Ts2NetVideos,
+    Clip4ClipTightHead: Frames,
+    Ts2NetHead: Frames,
     UcofiaHead: UcofiaVideos,
     WtiHead: WtiTokens,
     XClipHead: XClipVideos,

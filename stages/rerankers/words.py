@@ -1,12 +1,29 @@
-"""The words of several texts without their padding: it costs no product, and the longest text changes no bit."""
+"""Texts as sentence and words, and the words without padding: it costs no product, the longest text changes no bit."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import cached_property
 
 import torch
 from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SentenceAndWords:
+    """What does not depend on the video, of T texts; the axes of T may have any shape."""
+
+    sentence: Tensor
+    """float32 [T, D], of the length that the method wants, as the words."""
+    words: Tensor
+    """float32 [T, W, D]; anything finite where masked."""
+    word_mask: Tensor
+    """bool [T, W], True = takes part; one does in every text."""
+
+    def __getitem__(self, rows: int | slice | Tensor | None) -> SentenceAndWords:
+        """Some of the texts."""
+        return SentenceAndWords(self.sentence[rows], self.words[rows], self.word_mask[rows])
 
 
 class WordsByPlace:

@@ -17,27 +17,11 @@ from stages.rerankers.fixed_shape import COLUMNS, linear, products
 from stages.rerankers.matrices import TEMPERATURE, aggregate, identity
 from stages.rerankers.pairwise import PairwiseReranker, Shared
 from stages.rerankers.temporal import NUM_POSITIONS, TemporalHead, mean_direction, temporal_sizes, without_padding
-from stages.rerankers.words import WordsByPlace
+from stages.rerankers.words import SentenceAndWords, WordsByPlace
 
 _SMALLEST_NORM = 1e-12
 _COLUMNS = 3 * COLUMNS
 """Frames and videos that are looked at together: what 64 texts have of them stays in the cache."""
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class XClipTexts:
-    """What does not depend on the video, of T texts; the axes of T may have any shape."""
-
-    sentence: Tensor
-    """float32 [T, D], of length 1 / 0.01, as the words."""
-    words: Tensor
-    """float32 [T, W, D], of length 1 / 0.01: their similarities are in units of the temperature."""
-    word_mask: Tensor
-    """bool [T, W], True = takes part."""
-
-    def __getitem__(self, rows: int | slice | Tensor | None) -> XClipTexts:
-        """Some of the texts."""
-        return XClipTexts(self.sentence[rows], self.words[rows], self.word_mask[rows])
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -89,7 +73,7 @@ class _Asking:
     """float32 [R + Q, D]: the words, then the sentences by length."""
 
     @staticmethod
-    def of(texts: XClipTexts) -> _Asking:
+    def of(texts: SentenceAndWords) -> _Asking:
         words = WordsByPlace(texts.word_mask)
         return _Asking(words, torch.cat([words.pack(texts.words), texts.sentence[words.order]]))
 
@@ -158,10 +142,10 @@ class XClipHead(TemporalHead):
         head.load_state_dict(dict(state))
         return head
 
-    def texts(self, queries: QueryBatch) -> XClipTexts:
-        """Directions of sentences and words."""
+    def texts(self, queries: QueryBatch) -> SentenceAndWords:
+        """Sentences and words of length 1 / 0.01: their similarities are in units of the temperature."""
         mask = torch.ones_like(queries.word_mask) if self.official else queries.word_mask
-        return XClipTexts(_directions(queries.sentence), _directions(queries.words), mask)
+        return SentenceAndWords(_directions(queries.sentence), _directions(queries.words), mask)
 
     def videos(self, tokens: Tensor, frame_mask: Tensor) -> XClipVideos:
         """Frames and video as words and sentences meet them."""
@@ -176,7 +160,7 @@ class XClipHead(TemporalHead):
             for_sentence = torch.cat([frames, linear(pooled, self.global_mat_weight)], 1)
         return XClipVideos(for_words, for_sentence, taking_part)
 
-    def score(self, texts: XClipTexts, videos: XClipVideos) -> Tensor:
+    def score(self, texts: SentenceAndWords, videos: XClipVideos) -> Tensor:
         """Scores float32 [c, Q] of the texts [1, Q, ...] with every video."""
         asking, columns_each = _Asking.of(texts[0]), videos.for_words.shape[1]
         step = max(1, _COLUMNS // columns_each)
@@ -185,7 +169,7 @@ class XClipHead(TemporalHead):
         ]
         return torch.cat(parts, 1).T
 
-    def terms(self, texts: XClipTexts, videos: XClipVideos) -> XClipTerms:
+    def terms(self, texts: SentenceAndWords, videos: XClipVideos) -> XClipTerms:
         """The four similarities of Q texts with c videos."""
         return self._terms(_Asking.of(texts), videos)
 

@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 
+from stages.normalise import dual_softmax
 from stages.official_metrics import (
     FAMILY_CUTOFFS,
     clip_vip_metrics,
-    dual_softmax,
     family_metrics,
     groups_by_best,
     multi_caption_metrics,

@@ -12,8 +12,8 @@ from stages.models import image
 from stages.models.architecture import Architecture, ImagePreprocessing
 from stages.models.token_shift import shift_tokens
 from stages.rerankers.selection import PredictorA, TokenSelector
-from stages.rerankers.temporal import pool
-from stages.rerankers.ts2net import Ts2NetHead, Ts2NetVideos, weigh_frames
+from stages.rerankers.temporal import Frames, pool
+from stages.rerankers.ts2net import Ts2NetHead, weigh_frames
 from stages.training.losses import contrastive
 from tests.golden.check import EXACT, FEATURES, GRADIENTS, LOGITS, Arrays, Tolerance
 
@@ -57,7 +57,7 @@ def _evaluated(arrays: Arrays, head: Ts2NetHead) -> dict[str, Any]:
     def similarity(tokens: Tensor, mask: Tensor) -> Tensor:
         return head.score(text, head.of_selected(tokens, mask)).T
 
-    frames = Ts2NetVideos(normalize(given["frames"], dim=-1), mask)
+    frames = Frames(normalize(given["frames"], dim=-1), mask)
     scale = head.logit_scale.exp()
     found = {
         "selector_scores": selector.scores(given["tokens"]).flatten(0, 1),

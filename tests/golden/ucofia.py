@@ -12,7 +12,8 @@ from torch import Tensor
 from stages.normalise import DenseBlock, sinkhorn_biases
 from stages.official_metrics import family_metrics, tied_places
 from stages.rerankers.base import QueryBatch
-from stages.rerankers.ucofia import TERMS, UcofiaHead, UcofiaTexts, UcofiaVideos
+from stages.rerankers.ucofia import TERMS, UcofiaHead, UcofiaVideos
+from stages.rerankers.words import SentenceAndWords
 from stages.training.losses import contrastive
 from tests.golden.check import EXACT, FEATURES, GRADIENTS, LOGITS, Arrays, Tolerance
 from tests.golden.features import head_state, tensor
@@ -42,7 +43,7 @@ def _given(arrays: Arrays, prefix: str) -> dict[str, Tensor]:
     return {name: tensor(arrays, f"{prefix}.{name}") for name in names}
 
 
-def _prepared(head: UcofiaHead, given: dict[str, Tensor], selected: Tensor) -> tuple[UcofiaTexts, UcofiaVideos]:
+def _prepared(head: UcofiaHead, given: dict[str, Tensor], selected: Tensor) -> tuple[SentenceAndWords, UcofiaVideos]:
     texts = head.texts(QueryBatch(given["text"], given["words"], given["word_mask"] > 0))
     return texts, head.of_selected(given["frames"], selected, given["frame_mask"] > 0)
 

@@ -8,7 +8,6 @@ from hypothesis import strategies as st
 from stages.metrics import metrics, ranks_of_best
 from stages.official_metrics import (
     clip_vip_metrics,
-    dual_softmax,
     family_metrics,
     groups_by_best,
     multi_caption_metrics,
@@ -57,9 +56,3 @@ def test_several_captions_a_video_are_ours_one_by_one_and_as_groups(seed: int, n
         [[scores[owner == group, video].max() for group in range(len(counts))] for video in range(len(counts))]
     )
     assert (groups_by_best(stack) == best).all()
-
-
-def test_dual_softmax_is_over_the_texts() -> None:
-    scores = np.array([[1.0, 0.0], [0.0, 2.0]])
-    weights = np.exp(3 * scores) / np.exp(3 * scores).sum(axis=0)
-    assert dual_softmax(scores, 3.0) == pytest.approx(scores * weights)

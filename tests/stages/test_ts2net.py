@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from stages.rerankers.pairwise import PairwiseReranker
-from stages.rerankers.ts2net import Ts2NetHead, Ts2NetReranker, Ts2NetVideos, weigh_frames
+from stages.rerankers.temporal import Frames
+from stages.rerankers.ts2net import Ts2NetHead, Ts2NetReranker, weigh_frames
 from tests.stages.test_rerankers import draw
 
 
@@ -68,6 +69,6 @@ def test_a_score_depends_on_its_pair_only() -> None:
 
 def test_one_text_for_all_videos_is_that_text_for_each() -> None:
     frames = torch.nn.functional.normalize(torch.randn(3, 4, 8), dim=-1)
-    videos = Ts2NetVideos(frames, torch.ones(3, 4, dtype=torch.bool))
+    videos = Frames(frames, torch.ones(3, 4, dtype=torch.bool))
     texts = torch.nn.functional.normalize(torch.randn(1, 5, 8), dim=-1)
     torch.testing.assert_close(weigh_frames(texts, videos), weigh_frames(texts.repeat(3, 1, 1), videos))
