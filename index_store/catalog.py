@@ -1,6 +1,6 @@
 """The SQLite catalog: which videos, shards and index generations are real. Its COMMIT is the one commit point.
 
-Only this file knows SQL. Values always travel as parameters.
+Only this file and catalog_schema.py know SQL. Values always travel as parameters.
 """
 
 from __future__ import annotations
@@ -15,68 +15,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast, get_args
 
+from index_store.catalog_schema import SCHEMA_VERSION, create_tables, migrate, schema_version
 from index_store.errors import DamageError, NoSpaceError, NotWritableError, StoreError
 from index_store.layout import FORMAT_VERSION, Layout, generation_name
 from index_store.records import VideoFile, VideoOutcome, VideoRecord, VideoStatus
-
-_SCHEMA = """
-CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
-CREATE TABLE shards (
-    id INTEGER PRIMARY KEY AUTOINCREMENT,
-    name TEXT NOT NULL UNIQUE,
-    num_rows INTEGER NOT NULL,
-    size_bytes INTEGER NOT NULL,
-    fingerprint TEXT NOT NULL,
-    sha256 TEXT NOT NULL
-);
-CREATE TABLE datasets (
-    shard INTEGER NOT NULL REFERENCES shards (id),
-    name TEXT NOT NULL,
-    dtype TEXT NOT NULL,
-    shape_json TEXT NOT NULL,
-    offset INTEGER NOT NULL,
-    row_bytes INTEGER NOT NULL,
-    PRIMARY KEY (shard, name)
-) WITHOUT ROWID;
-CREATE TABLE videos (
-    id INTEGER PRIMARY KEY AUTOINCREMENT,
-    key TEXT NOT NULL UNIQUE,
-    path NOT NULL,
-    size_bytes INTEGER NOT NULL,
-    mtime_ns INTEGER NOT NULL,
-    inode INTEGER NOT NULL,
-    content_hash TEXT NOT NULL,
-    duration_seconds REAL NOT NULL,
-    decoder TEXT NOT NULL,
-    decoder_note TEXT NOT NULL,
-    status TEXT NOT NULL CHECK (status IN ('ok', 'partial', 'quarantined', 'removed')),
-    reason_code TEXT NOT NULL,
-    reason_detail TEXT NOT NULL,
-    attempts INTEGER NOT NULL,
-    shard INTEGER REFERENCES shards (id),
-    row INTEGER,
-    checksum TEXT NOT NULL,
-    CHECK ((status IN ('ok', 'partial')) = (shard IS NOT NULL)),
-    CHECK ((shard IS NULL) = (row IS NULL))
-);
-CREATE INDEX videos_by_path ON videos (path);
-CREATE INDEX videos_by_status ON videos (status);
-CREATE INDEX videos_by_content ON videos (content_hash) WHERE shard IS NOT NULL;
-CREATE INDEX videos_by_size ON videos (size_bytes) WHERE shard IS NOT NULL;
-CREATE TABLE generations (
-    id INTEGER PRIMARY KEY AUTOINCREMENT,
-    name TEXT NOT NULL UNIQUE,
-    num_vectors INTEGER NOT NULL,
-    factory TEXT NOT NULL,
-    fingerprint TEXT NOT NULL,
-    commit_number INTEGER NOT NULL
-);
-"""
 
 _VIDEO_COLUMNS = (
     "id, key, path, size_bytes, mtime_ns, inode, content_hash, duration_seconds, decoder, decoder_note, "
     "status, reason_code, reason_detail, attempts, shard, row, checksum"
 )
+_COMMIT_NUMBER = "(SELECT CAST(value AS INTEGER) FROM meta WHERE name = 'commit_number')"
 _IDS_PER_QUERY = 500
 """SQLite takes at least 999 parameters in one statement."""
 _FULL_DISK_BYTES = 1 << 20
@@ -149,6 +97,7 @@ class Catalog:
     def __init__(self, layout: Layout, connection: sqlite3.Connection) -> None:
         self._layout = layout
         self._connection = connection
+        self._schema = schema_version(connection)
 
     @classmethod
     def create(cls, layout: Layout, fingerprint: str) -> None:
@@ -157,27 +106,29 @@ class Catalog:
             connection.execute("PRAGMA journal_mode = WAL")
             connection.execute("PRAGMA synchronous = FULL")
             connection.execute("BEGIN IMMEDIATE")
-            for statement in _SCHEMA.split(";\n"):
-                connection.execute(statement)
+            create_tables(connection)
             meta = {"format_version": str(FORMAT_VERSION), "fingerprint": fingerprint, "commit_number": "0"}
             connection.executemany("INSERT INTO meta VALUES (?, ?)", meta.items())
             connection.execute("COMMIT")
 
     @classmethod
     def open_for_writing(cls, layout: Layout, fingerprint: str) -> Catalog:
-        """Open for the holder of the writer lock. Raises DamageError where it is not this store's catalog."""
+        """Open for the holder of the writer lock; an older schema becomes this one's first.
+
+        Raises DamageError where it is not this store's catalog, StoreError for a newer schema.
+        """
         with _translated(layout):
             connection = _connect(layout, "mode=rw")
             with _closed_on_failure(connection):
                 connection.execute("PRAGMA synchronous = FULL")
                 connection.execute("PRAGMA foreign_keys = ON")
-                return cls(layout, connection)._checked(fingerprint)
+                return cls(layout, connection)._checked(fingerprint)._migrated()
 
     @classmethod
     def open_snapshot(cls, layout: Layout, fingerprint: str) -> Catalog:
         """Open for reading, as of now: later commits stay invisible. Works on a read-only file system.
 
-        Raises DamageError where it is not this store's catalog.
+        Raises DamageError where it is not this store's catalog, StoreError for a newer schema.
         """
         with _translated(layout):
             connection = _connect_pinned(layout)
@@ -189,12 +140,24 @@ class Catalog:
         self._connection.close()
 
     def _checked(self, fingerprint: str) -> Catalog:
+        if self._schema > SCHEMA_VERSION:
+            raise StoreError(
+                f"{self._layout.catalog_path} has schema {self._schema}, this tbpipe knows {SCHEMA_VERSION}: a newer "
+                "one wrote it; install that version (pip install --upgrade tbpipe)"
+            )
         found = self._meta("fingerprint")
         if found != fingerprint:
             raise DamageError(
                 f"{self._layout.catalog_path} has fingerprint {found}, {self._layout.settings_path.name} has "
                 f"{fingerprint}: they belong to two stores; put back the file that was replaced"
             )
+        return self
+
+    def _migrated(self) -> Catalog:
+        if self._schema < SCHEMA_VERSION:
+            with self.transaction():
+                migrate(self._connection)
+            self._schema = SCHEMA_VERSION
         return self
 
     # -- reading ------------------------------------------------------------------------------------------------------
@@ -254,6 +217,16 @@ class Catalog:
     def searchable_locations(self) -> Iterator[tuple[int, int, int]]:
         """(id, shard, row) of every video that has features, by id."""
         return self._rows("SELECT id, shard, row FROM videos WHERE shard IS NOT NULL ORDER BY id")
+
+    def changed_since(self, commit_number: int) -> Iterator[tuple[int, bool]]:
+        """(id, whether it has features) of every video that a later commit gave, changed or took features, by id.
+
+        Failed again counts as well. In a catalog that no writer has migrated yet, any video may have changed with any
+        commit.
+        """
+        changed = "changed_at > ?" if self._schema >= 2 else f"{_COMMIT_NUMBER} > ?"
+        found = self._rows(f"SELECT id, shard IS NOT NULL FROM videos WHERE {changed} ORDER BY id", (commit_number,))
+        return ((video_id, bool(has_features)) for video_id, has_features in found)
 
     def hashes_of_size(self, size_bytes: int) -> list[str]:
         """Distinct content hashes of the videos that have features and this file size, sorted."""
@@ -321,7 +294,7 @@ class Catalog:
         return not busy
 
     def count_commit(self) -> None:
-        """Give the store its next commit number."""
+        """Give the store its next commit number, which the changes that follow in this transaction belong to."""
         self._execute("UPDATE meta SET value = ? WHERE name = 'commit_number'", (str(self.commit_number + 1),))
 
     def add_shard(self, shard: ShardRecord) -> None:
@@ -338,7 +311,7 @@ class Catalog:
             )
 
     def put_video(self, outcome: VideoOutcome, location: RowLocation | None, checksum: str) -> None:
-        """Insert the row of ``outcome.file.key``, or replace all of it but its id."""
+        """Insert the row of ``outcome.file.key``, or replace all of it but its id: changed with the current commit."""
         known = self._first("SELECT id, attempts FROM videos WHERE key = ?", (outcome.file.key,))
         attempts = (known[1] if known else 0) + 1 if outcome.status == "quarantined" else 0
         shard, row = (location.shard, location.row) if location else (None, None)
@@ -359,9 +332,12 @@ class Catalog:
         # Not an UPSERT: that would use up an id of the AUTOINCREMENT sequence for a row that exists
         if known:
             names = ", ".join(f"{name} = ?" for name in _VIDEO_COLUMNS.split(", ")[1:])
-            self._execute(f"UPDATE videos SET {names} WHERE id = ?", (*values, known[0]))
+            self._execute(f"UPDATE videos SET {names}, changed_at = {_COMMIT_NUMBER} WHERE id = ?", (*values, known[0]))
         else:
-            self._execute(f"INSERT INTO videos ({_VIDEO_COLUMNS}) VALUES (NULL, {_marks(values)})", values)
+            self._execute(
+                f"INSERT INTO videos ({_VIDEO_COLUMNS}, changed_at) VALUES (NULL, {_marks(values)}, {_COMMIT_NUMBER})",
+                values,
+            )
 
     def touch(self, record: VideoRecord) -> None:
         """Note where the file of a video is now; its content is unchanged. Raises StoreError for an unknown id."""

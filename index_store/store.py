@@ -221,11 +221,11 @@ class StoreWriter:
                 with replacing(path) as temporary:
                     info = write_shard(temporary, self._settings, features)
             with self._catalog.transaction():
+                self._catalog.count_commit()
                 if info is not None:
                     self._catalog.add_shard(info.record(shard_id, path.name, self._settings.fingerprint))
                 for placed in _place(outcomes, originals, shard_id, info.checksums if info else ()):
                     self._catalog.put_video(placed.outcome, placed.location, placed.checksum)
-                self._catalog.count_commit()
 
     def requeue(self, keys: Sequence[str] | None) -> int:
         """Let the next extract try quarantined videos again: all, or those with these keys. Returns how many.
@@ -427,6 +427,13 @@ class Snapshot:
     def by_ids(self, ids: Sequence[int]) -> list[VideoRecord]:
         """The videos with these ids, in this order. Raises StoreError for an id that was never given."""
         return self._catalog.by_ids(ids)
+
+    def changed_since(self, commit_number: int) -> Iterator[tuple[int, bool]]:
+        """(id, whether it has features) of every video that a commit after this one changed, by id.
+
+        0 gives every video ever seen. Where only files moved, nothing changed.
+        """
+        return self._catalog.changed_since(commit_number)
 
     def hashes_of_size(self, size_bytes: int) -> list[str]:
         """Distinct content hashes of the videos that have features and this file size, sorted."""

@@ -24,7 +24,7 @@ DOORS = {
     "decord": {"stages/decoders/decord.py"},
     "torchcodec": {"stages/decoders/torchcodec.py"},
     "click": {"pipeline/cli.py", "pipeline/group.py", "pipeline/options.py"},
-    "sqlite3": {"index_store/catalog.py"},
+    "sqlite3": {"index_store/catalog.py", "index_store/catalog_schema.py"},
 }
 
 

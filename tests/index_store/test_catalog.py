@@ -154,6 +154,7 @@ def test_generations_keep_their_numbers(catalog: Catalog) -> None:
         ("path = 'a' ORDER BY id LIMIT 1", "videos_by_path"),
         ("content_hash = 'a' AND shard IS NOT NULL ORDER BY id LIMIT 1", "videos_by_content"),
         ("size_bytes = 1 AND shard IS NOT NULL", "videos_by_size"),
+        ("changed_at > 1", "videos_by_change"),
     ],
 )
 def test_looking_up_one_video_does_not_read_the_table(layout: Layout, condition: str, index: str) -> None:

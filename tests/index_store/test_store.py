@@ -208,13 +208,13 @@ class TestCommit:
     def test_a_commit_that_fails_in_the_catalog_leaves_no_shard(
         self, filled: Store, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        def interrupt(self: Any) -> None:
+        def interrupt(self: Any, *arguments: object) -> None:
             raise KeyboardInterrupt
 
         before = names(filled.directory)
         with filled.writer() as writer:
             with monkeypatch.context() as patch:
-                patch.setattr("index_store.catalog.Catalog.count_commit", interrupt)
+                patch.setattr("index_store.catalog.Catalog.put_video", interrupt)
                 with pytest.raises(KeyboardInterrupt):
                     writer.commit([ok("x", 9)])
             assert names(filled.directory) == before
