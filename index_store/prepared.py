@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import xxhash
 from numpy.typing import NDArray
 
 from index_store.atomic import remove, replacing, write_bytes
@@ -30,8 +31,8 @@ from index_store.lock import writer_lock
 if TYPE_CHECKING:
     from index_store.store import Snapshot
 
-FORMAT = "tbpipe-prepared-1"
-"""Grows when the files change, and when a method's numbers do."""
+FORMAT = "tbpipe-prepared-2"
+"""Grows when the files change, and when a method's numbers do. 1: rows had BLAKE2b checksums."""
 
 CHECKSUMS = "row_checksums"
 """Name of the tensor uint8 [N, 16] beside the fields; all 0 = this row was not prepared."""
@@ -343,8 +344,11 @@ def file_name(shard_id: int) -> str:
 
 
 def row_checksum(fields: Sequence[Array]) -> bytes:
-    """BLAKE2b-128 over one video's fields in the order of the file."""
-    digest = hashlib.blake2b(digest_size=_CHECKSUM_BYTES)
+    """XXH3-128 over one video's fields in the order of the file.
+
+    It finds damage, not forgery. Of 125 KB, which every candidate of every query has: 8 us; BLAKE2b: 150 to 370 us.
+    """
+    digest = xxhash.xxh3_128()
     for field in fields:
         digest.update(np.ascontiguousarray(field).data.cast("B"))
     return digest.digest()

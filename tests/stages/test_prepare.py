@@ -339,7 +339,7 @@ def test_other_numbers_need_another_format(plain: Store, name: str) -> None:
         ((_, fields, _),) = compute(side, reranker, snapshot.read_tokens([1, 2, 3, 4]), torch.device("cpu"))
     numbers = np.concatenate([field.ravel().astype(np.float64) for field in fields.values()])
     found = (np.abs(numbers).mean(), numbers @ np.cos(np.arange(len(numbers))))
-    assert FORMAT == "tbpipe-prepared-1"
+    assert FORMAT == "tbpipe-prepared-2"
     np.testing.assert_allclose(found, PINNED[name], rtol=1e-4, atol=1e-4)
 
 
