@@ -38,6 +38,16 @@ class Layout:
         return self.directory / "writer.lock"
 
     @property
+    def seal_path(self) -> Path:
+        """Checksums and parity of the catalog as its last writer left it; absent while one is at work."""
+        return self.directory / "catalog.seal"
+
+    @property
+    def readers_lock_path(self) -> Path:
+        """The file on which every reader holds a lock at the number of the commit that it reads."""
+        return self.directory / "readers.lock"
+
+    @property
     def shards_directory(self) -> Path:
         """Holds the feature files."""
         return self.directory / "shards"
