@@ -1,6 +1,6 @@
 """The SQLite catalog: which videos, shards and index generations are real. Its COMMIT is the one commit point.
 
-Only this file and catalog_schema.py know SQL. Values always travel as parameters.
+Only this file, catalog_schema.py and catalog_upkeep.py know SQL. Values always travel as parameters.
 """
 
 from __future__ import annotations
@@ -10,12 +10,13 @@ import json
 import os
 import shutil
 import sqlite3
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast, get_args
 
 from index_store.catalog_schema import SCHEMA_VERSION, create_tables, migrate, schema_version
+from index_store.catalog_upkeep import CatalogUpkeep
 from index_store.errors import DamageError, NoSpaceError, NotWritableError, StoreError
 from index_store.layout import FORMAT_VERSION, Layout, generation_name
 from index_store.records import VideoFile, VideoOutcome, VideoRecord, VideoStatus
@@ -91,12 +92,15 @@ class RowLocation:
     row: int
 
 
-class Catalog:
+class Catalog(CatalogUpkeep):
     """An open catalog. Not for two threads at once."""
 
-    def __init__(self, layout: Layout, connection: sqlite3.Connection) -> None:
+    def __init__(
+        self, layout: Layout, connection: sqlite3.Connection, before_change: Callable[[], None] = lambda: None
+    ) -> None:
         self._layout = layout
         self._connection = connection
+        self._before_change = before_change
         self._schema = schema_version(connection)
 
     @classmethod
@@ -112,17 +116,23 @@ class Catalog:
             connection.execute("COMMIT")
 
     @classmethod
-    def open_for_writing(cls, layout: Layout, fingerprint: str) -> Catalog:
+    def open_for_writing(
+        cls, layout: Layout, fingerprint: str, before_change: Callable[[], None] = lambda: None
+    ) -> Catalog:
         """Open for the holder of the writer lock; an older schema becomes this one's first.
 
+        ``before_change`` is called before anything may change in the catalog's files: before every transaction, and at
+        once where there is a log, which SQLite may move into the database when it closes.
         Raises DamageError where it is not this store's catalog, StoreError for a newer schema.
         """
+        if _has_log(layout):
+            before_change()
         with _translated(layout):
             connection = _connect(layout, "mode=rw")
             with _closed_on_failure(connection):
                 connection.execute("PRAGMA synchronous = FULL")
                 connection.execute("PRAGMA foreign_keys = ON")
-                return cls(layout, connection)._checked(fingerprint)._migrated()
+                return cls(layout, connection, before_change)._checked(fingerprint)._migrated()
 
     @classmethod
     def open_snapshot(cls, layout: Layout, fingerprint: str) -> Catalog:
@@ -272,6 +282,7 @@ class Catalog:
     @contextlib.contextmanager
     def transaction(self) -> Iterator[None]:
         """Everything in the block becomes real at its end, or nothing does."""
+        self._before_change()
         with _translated(self._layout):
             self._connection.execute("BEGIN IMMEDIATE")
             try:
@@ -361,11 +372,6 @@ class Catalog:
         values = (generation_id, name, fields.num_vectors, fields.factory, fields.fingerprint, fields.commit_number)
         self._execute("INSERT INTO generations VALUES (?, ?, ?, ?, ?, ?)", values)
 
-    def keep_generations(self, count: int) -> None:
-        """Forget all index generations but the newest ``count``."""
-        newest = "SELECT id FROM generations ORDER BY id DESC LIMIT ?"
-        self._execute(f"DELETE FROM generations WHERE id NOT IN ({newest})", (count,))
-
     # -- one place for every statement --------------------------------------------------------------------------------
 
     def _execute(self, sql: str, values: Sequence[object]) -> int:
@@ -375,6 +381,9 @@ class Catalog:
     def _rows(self, sql: str, values: Sequence[object] = ()) -> Iterator[Any]:
         with _translated(self._layout):
             yield from self._connection.execute(sql, tuple(values))
+
+    def _has_table(self, name: str) -> bool:
+        return self._first("SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = ?", (name,)) is not None
 
     def _first(self, sql: str, values: Sequence[object]) -> Any:
         with _translated(self._layout):
@@ -428,10 +437,15 @@ def _connect_pinned(layout: Layout) -> sqlite3.Connection:
     except sqlite3.OperationalError as error:
         # SQLite must make a -shm file beside a WAL database, and on a full or read-only disk it cannot. Without a log
         # nobody is writing and the main file is the whole catalog; with one, the main file would silently miss commits.
-        log_path, _ = layout.catalog_journal_paths
-        if "locked" in str(error) or (log_path.exists() and log_path.stat().st_size):
+        if "locked" in str(error) or _has_log(layout):
             raise
         return _pin(_connect(layout, "mode=ro&immutable=1"))
+
+
+def _has_log(layout: Layout) -> bool:
+    """Whether the write-ahead log holds something."""
+    log_path, _ = layout.catalog_journal_paths
+    return log_path.exists() and log_path.stat().st_size > 0
 
 
 def _pin(connection: sqlite3.Connection) -> sqlite3.Connection:

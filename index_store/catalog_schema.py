@@ -2,7 +2,8 @@
 
 schema  user_version  what is new
 1       0
-2       2             videos.changed_at: the commit that last changed what features a video has
+2       2             videos.changed_at: the commit that last changed what features a video has;
+                      retired: files that readers of older commits may still open
 """
 
 from __future__ import annotations
@@ -68,6 +69,7 @@ CREATE TABLE generations (
     commit_number INTEGER NOT NULL
 );
 """
+_RETIRED = "CREATE TABLE retired (name TEXT PRIMARY KEY, commit_number INTEGER NOT NULL) WITHOUT ROWID"
 
 _ADD_CHANGED_AT = (
     "ALTER TABLE videos ADD COLUMN changed_at INTEGER NOT NULL DEFAULT 0",
@@ -84,12 +86,12 @@ def schema_version(connection: sqlite3.Connection) -> int:
 
 def create_tables(connection: sqlite3.Connection) -> None:
     """Make empty tables, inside the caller's transaction."""
-    _run(connection, _TABLES.split(";\n"))
+    _run(connection, [*_TABLES.split(";\n"), _RETIRED])
 
 
 def migrate(connection: sqlite3.Connection) -> None:
     """Make the tables of schema 1 those of SCHEMA_VERSION, inside the caller's transaction."""
-    _run(connection, _ADD_CHANGED_AT)
+    _run(connection, [*_ADD_CHANGED_AT, _RETIRED])
 
 
 def _run(connection: sqlite3.Connection, statements: Sequence[str]) -> None:

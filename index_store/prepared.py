@@ -117,6 +117,10 @@ class PreparedReader:
         """Close every file."""
         self._reader.close()
 
+    def has_file(self, shard_id: int) -> bool:
+        """Whether there is a file for a shard that fits it and this set."""
+        return self._file(shard_id) is not None
+
     def count(self, shard_id: int, rows: NDArray[np.int64]) -> int:
         """How many of these rows of a shard are there; what they hold is not looked at."""
         self._forget_many()
@@ -327,7 +331,7 @@ def prepared_sets(layout: Layout, snapshot: Snapshot) -> list[PreparedInfo]:
     rows = snapshot.rows_by_shard()
     found = []
     for directory in sorted(path for path in layout.prepared_directory.iterdir() if path.is_dir()):
-        about = _read_about(directory / _ABOUT)
+        about = read_about(directory)
         num_prepared = 0
         if about is not None:
             reader = PreparedReader(directory, PreparedKey(about.method, about.digest), snapshot)
@@ -433,9 +437,10 @@ def _row_bytes(kind: str, shape: Sequence[int]) -> int:
     return int(np.prod(shape, dtype=np.int64)) * np.dtype(_DTYPES[kind]).itemsize
 
 
-def _read_about(path: Path) -> PreparedAbout | None:
+def read_about(directory: Path) -> PreparedAbout | None:
+    """What the ``about.json`` of a set says; None where it is missing or broken."""
     try:
-        return PreparedAbout(**json.loads(path.read_bytes()))
+        return PreparedAbout(**json.loads((directory / _ABOUT).read_bytes()))
     except (OSError, ValueError, TypeError):
         return None
 

@@ -10,9 +10,10 @@ without a seal is not damaged: its last writer was ended, and the next one seals
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -120,6 +121,38 @@ def write_seal(layout: Layout) -> None:
     length = len(header).to_bytes(_LENGTH_BYTES, "little")
     with replacing(layout.seal_path) as temporary, temporary.open("wb") as stream:
         stream.writelines((length, header, parity.tobytes(), header, length))
+
+
+@contextlib.contextmanager
+def unsealed_while_changing(layout: Layout) -> Iterator[Callable[[], None]]:
+    """Let a writer change the catalog: what is given must be called before each change, and takes the seal away.
+
+    At the end, with the catalog closed, it is sealed again; not after damage was met, which a new seal would hide, and
+    not where the disk refuses: the next writer tries again. A catalog that was not changed keeps its seal.
+    """
+    is_broken = False
+
+    def before_change() -> None:
+        nonlocal is_broken
+        if not is_broken:
+            break_seal(layout)
+            is_broken = True
+
+    try:
+        yield before_change
+    except DamageError:
+        raise
+    except BaseException:
+        seal_again(layout)
+        raise
+    seal_again(layout)
+
+
+def seal_again(layout: Layout) -> None:
+    """Seal a catalog that has no seal, if the disk has room for one. Only for the holder of the writer lock."""
+    if not layout.seal_path.exists():
+        with contextlib.suppress(OSError):
+            write_seal(layout)
 
 
 def remove_seal(layout: Layout) -> None:

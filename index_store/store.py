@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from index_store.atomic import remove, replacing, sync
 from index_store.catalog import Catalog, GenerationRecord, IndexManifestFields, RowLocation, ShardRecord
+from index_store.catalog_upkeep import RowOwner
 from index_store.errors import DamageError, FingerprintError, StoreError, from_os_error
 from index_store.features import (
     RESTORE_ADVICE,
@@ -42,7 +43,10 @@ from index_store.prepared import (
     prepared_sets,
     prepared_writer,
 )
+from index_store.prepared_check import PreparedFault, prepared_faults
+from index_store.readers import is_read, reader_lock
 from index_store.records import SEARCHABLE, ShapeError, VideoOutcome, VideoRecord, VideoStatus
+from index_store.seal import seal_again, unsealed_while_changing
 from index_store.settings import StoreSettings, has_store_section, read_settings, write_settings
 
 NUM_GENERATIONS_KEPT = 2
@@ -142,26 +146,34 @@ class Store:
     def writer(self, lock_timeout_seconds: float = 0.0) -> Iterator[StoreWriter]:
         """Write to the store, alone; waits up to ``lock_timeout_seconds`` for another writer to end.
 
-        Removes first what a killed writer never committed. Raises StoreLockedError, NotWritableError.
+        Removes first what a killed writer never committed, and at last what no reader can need any more. Raises
+        StoreLockedError, NotWritableError; DamageError before the first change, when the catalog is not what the last
+        writer left.
         """
-        with writer_lock(self._layout.lock_path, lock_timeout_seconds):
-            catalog = Catalog.open_for_writing(self._layout, self.fingerprint)
+        with (
+            writer_lock(self._layout.lock_path, lock_timeout_seconds),
+            unsealed_while_changing(self._layout) as before_change,
+        ):
+            catalog = Catalog.open_for_writing(self._layout, self.fingerprint, before_change)
             try:
                 writer = StoreWriter(self._layout, self.settings, catalog)
                 writer.remove_uncommitted()
                 yield writer
+                writer.remove_retired()
             finally:
                 catalog.close()
 
     @contextlib.contextmanager
     def snapshot(self) -> Iterator[Snapshot]:
-        """The store as it is now, whatever is committed meanwhile."""
-        catalog = Catalog.open_snapshot(self._layout, self.fingerprint)
-        snapshot = Snapshot(self._layout, self.settings, catalog)
-        try:
-            yield snapshot
-        finally:
-            snapshot.close()
+        """The store as it is now, whatever is committed, removed or rewritten meanwhile."""
+        with reader_lock(self._layout.readers_lock_path) as hold:
+            catalog = Catalog.open_snapshot(self._layout, self.fingerprint)
+            snapshot = Snapshot(self._layout, self.settings, catalog)
+            try:
+                hold(snapshot.commit_number)
+                yield snapshot
+            finally:
+                snapshot.close()
 
 
 def _require_vacant(layout: Layout) -> None:
@@ -169,7 +181,8 @@ def _require_vacant(layout: Layout) -> None:
     if has_store_section(layout.settings_path):
         raise StoreError(f"{layout.directory} is a store already; open it, or name another directory")
     parts = (layout.shards_directory, layout.index_directory, layout.runs_directory)
-    ours = {layout.settings_path, layout.lock_path, layout.catalog_path, *layout.catalog_journal_paths, *parts}
+    files = (layout.settings_path, layout.lock_path, layout.readers_lock_path, layout.catalog_path, layout.seal_path)
+    ours = {*files, *layout.catalog_journal_paths, *parts}
     for path in sorted(layout.directory.iterdir()):
         if path not in ours and not is_temporary(path):
             raise StoreError(f"{layout.directory} is not empty ({path.name} is there); name an empty or new directory")
@@ -183,11 +196,13 @@ def _require_vacant(layout: Layout) -> None:
 
 def _fill(layout: Layout, settings: StoreSettings) -> None:
     """Make the parts of an empty store, durably; the settings come last because they make it exist."""
-    for path in (layout.catalog_path, *layout.catalog_journal_paths):
+    for path in (layout.seal_path, layout.catalog_path, *layout.catalog_journal_paths):
         remove(path)
+    layout.readers_lock_path.touch()
     for part in (layout.shards_directory, layout.index_directory, layout.runs_directory):
         part.mkdir(exist_ok=True)
     Catalog.create(layout, settings.fingerprint)
+    seal_again(layout)
     sync(layout.directory)
     sync(layout.directory.parent)
     write_settings(layout.settings_path, settings)
@@ -249,8 +264,8 @@ class StoreWriter:
         """Publish a new index generation, whole; returns its id.
 
         ``build`` fills the empty directory that it is given and says what it built. Generations older than the one
-        before are removed. Raises FingerprintError for an index of other features, NoSpaceError, NotWritableError;
-        whatever ``build`` raises passes, and then nothing is published.
+        before are retired: removed as soon as nobody can be reading them. Raises FingerprintError for an index of other
+        features, NoSpaceError, NotWritableError; whatever ``build`` raises passes, and then nothing is published.
         """
         self.remove_uncommitted()  # a directory, unlike a file, cannot take the place of an abandoned one
         generation_id = self._catalog.next_generation_id()
@@ -263,12 +278,27 @@ class StoreWriter:
             with self._catalog.transaction():
                 self._catalog.add_generation(generation_id, fields)
                 self._catalog.keep_generations(NUM_GENERATIONS_KEPT)
-        self.remove_uncommitted()
         return generation_id
 
+    def remove_retired(self) -> None:
+        """Remove shards and indexes that the catalog named once and that no reader can be about to open."""
+        retired = self._catalog.retired()
+        is_needed = {number: is_read(self._layout.readers_lock_path, number) for number in set(retired.values())}
+        gone = [name for name, number in retired.items() if not is_needed[number]]
+        if not gone:
+            return
+        try:
+            for name in gone:
+                is_file = is_shard(Path(name))
+                remove(self._layout.shard_path(name) if is_file else self._layout.generation_path(name))
+        except OSError as error:
+            raise from_os_error(error, self._layout.directory) from error
+        with self._catalog.transaction():
+            self._catalog.forget_retired(gone)
+
     def remove_uncommitted(self) -> None:
-        """Remove what no catalog row names: unfinished files, shards and indexes of a killed or failed writer."""
-        known = self._catalog.file_names()
+        """Remove what the catalog never named: unfinished files, shards and indexes of a killed or failed writer."""
+        known = self._catalog.file_names() | self._catalog.retired().keys()
         directories = (self._layout.directory, self._layout.shards_directory, self._layout.index_directory)
         try:
             for path in [path for directory in directories for path in sorted(directory.iterdir())]:
@@ -482,9 +512,28 @@ class Snapshot:
         """Write what is prepared of these videos, alone. Raises StoreLockedError, NotWritableError."""
         return prepared_writer(self._layout, self, about, lock_timeout_seconds)
 
+    def prepared_faults(self) -> Iterator[PreparedFault]:
+        """Prepared files of which something is not what was written; reads them whole."""
+        return prepared_faults(self._layout, self)
+
+    def catalog_faults(self, thorough: bool) -> list[str]:
+        """What the catalog contradicts itself in, or the store; ``thorough`` compares its indexes with its tables."""
+        faults = self._catalog.structure_faults(thorough)
+        datasets = {spec.name: spec.dtype for spec in self._specs.values()}
+        return faults or self._catalog.content_faults(self.settings.fingerprint, datasets)
+
+    def owners(self, shard_id: int) -> dict[int, list[RowOwner]]:
+        """The videos of each row of a shard, by row."""
+        return self._catalog.owners(shard_id)
+
+    def file_names(self) -> set[str]:
+        """Names of the shards and generations that are real, and of those that a reader may still be using."""
+        return self._catalog.file_names() | self._catalog.retired().keys()
+
     def size_bytes(self) -> StoreSize:
         """Bytes on disk, by part."""
-        catalog_paths = (self._layout.catalog_path, *self._layout.catalog_journal_paths)
+        layout = self._layout
+        catalog_paths = (layout.catalog_path, *layout.catalog_journal_paths, layout.seal_path)
         return StoreSize(
             shards=sum(map(_size_bytes, self._layout.shards_directory.iterdir())),
             index=sum(map(_size_bytes, self._layout.index_directory.iterdir())),

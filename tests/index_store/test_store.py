@@ -48,12 +48,13 @@ def snapshot(filled: Store) -> Iterator[Snapshot]:
 
 
 def names(directory: Path) -> list[str]:
-    """Every file of a store but those that SQLite keeps beside an open catalog."""
+    """Every file of a store but those that come and go beside an open catalog."""
     paths = (path for path in directory.rglob("*") if path.is_file())
-    return sorted(str(path.relative_to(directory)) for path in paths if not path.name.endswith(("-wal", "-shm")))
+    passing = ("-wal", "-shm", ".seal")
+    return sorted(str(path.relative_to(directory)) for path in paths if not path.name.endswith(passing))
 
 
-EMPTY = ["catalog.sqlite", "tbpipe.toml", "writer.lock"]
+EMPTY = ["catalog.sqlite", "readers.lock", "tbpipe.toml", "writer.lock"]
 
 
 class TestCreate:
