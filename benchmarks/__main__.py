@@ -1,6 +1,7 @@
 """``python -m benchmarks [NAME...]``: claims on stderr, a JSON object a line on stdout; exit code 1 when one misses.
 
-What takes hours is a command of its own: ``python -m benchmarks.ablation``.
+What takes longer is a command of its own: ``python -m benchmarks methods [OPTION...]``, every method in one table, and
+``python -m benchmarks.ablation``, for hours.
 """
 
 from __future__ import annotations
@@ -10,12 +11,22 @@ import importlib
 import sys
 
 NAMES = ("reads", "search", "extract", "memory", "pairs", "prepared")
+METHODS = "methods"
 
 
 def main() -> int:
-    """Run the chosen benchmarks, or all."""
+    """Run the chosen benchmarks, or all; ``methods`` takes options of its own."""
+    if sys.argv[1:2] == [METHODS]:
+        from benchmarks.methods.__main__ import main as methods
+
+        return methods(sys.argv[2:])
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"one of {', '.join(NAMES)}; all by default")
+    parser.add_argument(
+        "names",
+        nargs="*",
+        metavar="NAME",
+        help=f"one of {', '.join(NAMES)}; all of these by default; or {METHODS}, alone",
+    )
     names = parser.parse_args().names or NAMES
     unknown = [name for name in names if name not in NAMES]
     if unknown:

@@ -5,7 +5,7 @@
 | file       | what it has                                                        |
 |------------|--------------------------------------------------------------------|
 | plan.py    | the tables, what the paper found, and the trials that they need    |
-| run.py     | two rendered corpora, and one trial: train, evaluate               |
+| run.py     | one trial on two rendered corpora: train, evaluate                 |
 | results.py | a finished trial is a line in a file                               |
 | report.py  | lines -> tables with mean, spread and a verdict                    |
 | picture.py | the same as panels with error bars                                 |

@@ -15,7 +15,8 @@ import torch
 from benchmarks.ablation import picture, report
 from benchmarks.ablation.plan import TABLES, Scale, plan
 from benchmarks.ablation.results import append, missing, read_results, results_path
-from benchmarks.ablation.run import prepare, sha256_of
+from benchmarks.ablation.run import prepare
+from benchmarks.near_duplicates import sha256_of
 from index_store.atomic import write_bytes
 from index_store.errors import TbpipeError
 from stages.synthetic.families import FAMILIES, KNOWN

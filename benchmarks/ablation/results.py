@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmarks import lines
 from benchmarks.ablation.plan import Scale, Trial
-from index_store.atomic import sync
-from index_store.errors import InputError, from_os_error
+from index_store.errors import InputError
 from stages.training.config import TrainConfig
 
 
@@ -71,15 +70,7 @@ def results_path(directory: Path, part: tuple[int, int]) -> Path:
 
 def append(path: Path, result: Result) -> None:
     """Add a line, durably; a line that a kill has cut stays a line of its own."""
-    try:
-        is_cut = path.exists() and path.read_bytes()[-1:] not in (b"", b"\n")
-        with path.open("a", encoding="ascii") as file:
-            file.write("\n" * is_cut + json.dumps(asdict(result)) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        sync(path.parent)
-    except OSError as error:
-        raise from_os_error(error, path) from error
+    lines.append(path, asdict(result))
 
 
 def read_results(directory: Path) -> list[Result]:
@@ -89,11 +80,7 @@ def read_results(directory: Path) -> list[Result]:
 
 def _read(path: Path) -> list[Result]:
     found = []
-    for number, line in enumerate(path.read_text("utf-8", errors="replace").splitlines(), start=1):
-        try:
-            fields = json.loads(line)
-        except json.JSONDecodeError:
-            continue
+    for number, fields in lines.read(path):
         try:
             found.append(Result(**fields | {name: Recalls(**fields[name]) for name in ("t2v", "v2t")}))
         except (KeyError, TypeError) as error:

@@ -22,8 +22,8 @@ from index_store.settings import StoreSettings
 from stages.models.clip import ClipModel
 from stages.models.text import word_mask
 from stages.rerankers.base import CandidateBatch, QueryBatch
-from stages.rerankers.head_weights import HEADS, HeadWeights
-from stages.rerankers.token_binder import ANY_TOKENS, FeatureKind, part_of
+from stages.rerankers.head_weights import HEADS, HeadWeights, method_of
+from stages.rerankers.token_binder import ANY_TOKENS, FeatureKind, TokenBinderWeights, part_of
 from stages.training.eercf_loss import EercfLossWeights, eercf_terms
 from stages.training.heads import MAX_LOG_SCALE, untrained_head
 from stages.training.lists import Batch, same_text
@@ -73,7 +73,7 @@ class HeadObjective:
     most_validated = MAX_VALIDATION_QUERIES
 
     def __init__(self, setup: Setup, settings: StoreSettings, clip: ClipModel, start: Path | None = None) -> None:
-        """``start``: earlier weights of this method, whose form the head then has.
+        """``start``: earlier weights of this method, whose form the head then has; or TokenBinder's, for their text.
 
         Raises UsageError for several processes, for a contrast that the method cannot have and for ``start`` of another
         method, FingerprintError for one of other features, InputError for a broken file.
@@ -97,15 +97,26 @@ class HeadObjective:
         self._pooled = self.corpus.pooled.to(self.device)
 
     def _go_on(self, path: Path, settings: StoreSettings, clip: ClipModel) -> tuple[Any, Mapping[str, int]]:
-        """The head of earlier weights and its sizes; ``clip`` takes their text tower over."""
+        """The head of earlier weights and its sizes; ``clip`` takes their text tower over.
+
+        TokenBinder's weights have no head of this kind: it then starts from their text tower as from any other.
+        """
+        if method_of(path) == "token-binder":
+            other = TokenBinderWeights.load(path)
+            other.kind.require(settings, path)
+            self._take_text(other.text, clip, path)
+            return untrained_head(clip, settings, self.config)
         start = HeadWeights.load(path)
         if start.method != self.config.method:
             raise UsageError(f"{path} has weights of {start.method}, the method to train is {self.config.method}")
         start.kind.require(settings, path)
-        if start.text:
-            self._has_own_text = True
-            clip.adopt_text_tower(start.text, path)
+        self._take_text(start.text, clip, path)
         return start.head(path), start.sizes
+
+    def _take_text(self, text: Mapping[str, Tensor], clip: ClipModel, path: Path) -> None:
+        if text:
+            self._has_own_text = True
+            clip.adopt_text_tower(text, path)
 
     def rate(self, name: str) -> float:
         """The text tower slower than the head; the logit scale is a part of CLIP and learns as the tower does."""

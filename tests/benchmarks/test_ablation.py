@@ -11,7 +11,7 @@ from benchmarks.ablation.__main__ import main
 from benchmarks.ablation.plan import TABLES, Scale, config_of, plan
 from benchmarks.ablation.report import Summary, summarise, to_markdown
 from benchmarks.ablation.results import append, missing, read_results, results_path
-from benchmarks.ablation.run import sha256_of
+from benchmarks.near_duplicates import sha256_of
 from stages.training.config import PRESETS
 
 SCALE = Scale(videos=96, test_videos=48, test_seed=5, steps=3)

@@ -16,7 +16,9 @@ from index_store.settings import TokenSettings
 from index_store.store import Store
 from stages.rerankers.base import CandidateBatch, QueryBatch
 from stages.rerankers.eercf import EercfHead
+from stages.rerankers.fusion import FusionConfig
 from stages.rerankers.head_weights import HeadWeights, open_reranker
+from stages.rerankers.token_binder import FeatureKind, TokenBinderWeights
 from stages.training.config import PRESETS, TrainConfig, choose
 from stages.training.eercf_loss import EercfLossWeights, eercf_terms
 from stages.training.heads import MAX_LOG_SCALE
@@ -243,6 +245,22 @@ def test_earlier_weights_are_gone_on_with(data: Data, tmp_path: Path) -> None:
     path.write_bytes(b"x")
     with pytest.raises(InputError, match="cannot be read"):
         HeadObjective(config, other, small_clip(), path)
+
+
+def test_a_head_starts_from_the_text_tower_of_token_binder(data: Data, tmp_path: Path) -> None:
+    settings, path = data[0].settings, tmp_path / "binder.safetensors"
+    tower = small_clip().query_side()[0].module.state_dict()
+    text = {name: value + 0.01 for name, value in tower.items()}
+    config = FusionConfig(settings.embed_dim, settings.token_shape[1])
+    indicators = torch.zeros(config.num_indicators, 1)
+    binder = TokenBinderWeights(FeatureKind.of(settings), config, 10.0, indicators, text, {})
+    binder.save(path)
+    found = trainer(data, replace(TINY, method="x-clip", text_learning_rate=0.0), path).weights()
+    assert found.method == "x-clip"
+    assert all(torch.equal(found.text[name], value) for name, value in text.items())
+    replace(binder, kind=replace(binder.kind, weights_sha256="0" * 64)).save(path)
+    with pytest.raises(FingerprintError, match="weights_sha256"):
+        trainer(data, replace(TINY, method="x-clip"), path)
 
 
 def test_what_heads_cannot_do_is_refused(data: Data) -> None:
