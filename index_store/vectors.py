@@ -1,23 +1,15 @@
-"""One index generation: a FAISS file, the video id of each of its rows, and a manifest that vouches for both.
+"""The index of one generation in memory: built, searched, updated, saved and opened. The only file that imports faiss.
 
-    index.faiss    the CPU form of the index, inner product; any FAISS reads it
-    ids.npy        int64 [n], the video id of row i
-    manifest.json  sizes and SHA-256 of both, fingerprint, factory, commit number
-
-A GPU copy is a cache made from the CPU form; it is never what is kept. The only file that imports faiss.
+The CPU form is what is kept (index_files.py says how); a GPU copy is a cache made from it.
 """
 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import functools
-import hashlib
-import json
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,12 +17,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from index_store.errors import ComponentMissingError, DamageError, FingerprintError, StoreError, UsageError
+from index_store.flat_file import flat_header
+from index_store.index_files import (
+    INDEX_FILE,
+    READ_BYTES,
+    IndexManifest,
+    Recall,
+    check_file,
+    first_line,
+    hashed,
+    read_ids,
+    read_manifest,
+    write_ids,
+)
 from index_store.layout import FORMAT_VERSION
 from index_store.records import ShapeError, expect
-
-INDEX_FILE = "index.faiss"
-IDS_FILE = "ids.npy"
-MANIFEST_FILE = "manifest.json"
 
 EXACT_FACTORY = "Flat"
 """The factory that stores the vectors as they are and compares a query with all of them."""
@@ -41,7 +42,6 @@ _MAX_FETCHED = 1 << 22  # results of one wide fetch in memory: 50 MB
 _GPU_MAX_RESULTS = 2048  # FAISS on a GPU returns no more
 _TRAINING_BYTES = 1 << 30
 _TRAINING_PER_LIST = 256  # FAISS samples down to this many vectors for each inverted list
-_HASH_BYTES = 1 << 22
 # How far a score of a fetch may be from the score by which we order, for unit-length vectors. float32: both sums of D
 # products are within 1e-5 at any D in use. float16 on the GPU: each factor is off by at most 2^-11.
 _FLOAT32_ERROR = 1e-5
@@ -58,57 +58,6 @@ class SearchResult(NamedTuple):
     """float32 [T, k]; -inf where an approximate index found fewer than k."""
     ids: NDArray[np.int64]
     """int64 [T, k]; -1 there."""
-
-
-@dataclass(frozen=True, slots=True)
-class FileDigest:
-    """What a file must look like."""
-
-    size_bytes: int
-    sha256: str
-
-
-@dataclass(frozen=True, slots=True)
-class Recall:
-    """How much of the exact answer an approximate index gives, measured on vectors of its own."""
-
-    at: int
-    """k: of the k nearest vectors, the share that is among the k found."""
-    value: float
-    num_queries: int
-
-
-@dataclass(frozen=True, slots=True)
-class IndexManifest:
-    """The content of ``manifest.json``."""
-
-    format_version: int
-    fingerprint: str
-    """Of the store whose vectors these are."""
-    commit_number: int
-    """The commit of the store whose videos the index holds."""
-    factory: str
-    """What FAISS was asked to build."""
-    search_parameters: str
-    """FAISS parameter string such as ``nprobe=8``; empty when the factory has none."""
-    num_vectors: int
-    dim: int
-    recall: Recall | None
-    """None when the index is exact."""
-    index: FileDigest
-    ids: FileDigest
-
-    def to_json(self) -> str:
-        """JSON text with one field a line."""
-        return json.dumps(dataclasses.asdict(self), indent=1) + "\n"
-
-    @classmethod
-    def from_json(cls, text: str) -> IndexManifest:
-        """The manifest that ``to_json`` wrote; raises ValueError, TypeError or KeyError for anything else."""
-        fields = json.loads(text)
-        fields["index"], fields["ids"] = FileDigest(**fields["index"]), FileDigest(**fields["ids"])
-        fields["recall"] = None if fields["recall"] is None else Recall(**fields["recall"])
-        return cls(**fields)
 
 
 @functools.cache
@@ -131,18 +80,31 @@ def _faiss() -> Any:
 class VectorIndex:
     """Vectors of videos, searched by inner product."""
 
-    def __init__(self, index: Any, ids: NDArray[np.int64], factory: str, commit_number: int) -> None:
+    def __init__(self, index: Any, row_ids: NDArray[np.int64], factory: str, commit_number: int) -> None:
+        """row_ids int64 [rows], the video of each row of ``index``; -1 = dead, no video has it any more."""
         self._index = index
-        self.ids = ids
-        """int64 [n], the video id of each row, ascending."""
+        self._set_rows(row_ids)
         self.factory = factory
         self.commit_number = commit_number
         """The commit of the store whose videos these are."""
+        self.num_built = len(row_ids)
+        """Vectors when it was last built anew."""
         self.search_parameters = ""
         self.recall: Recall | None = None
         self._gpu: Any = None
         self._gpu_resources: list[Any] = []
         self._fetch_error = _FLOAT32_ERROR
+
+    def _set_rows(self, row_ids: NDArray[np.int64]) -> None:
+        self._row_ids = row_ids
+        self.ids = row_ids
+        """int64 [n], the videos that can be found, ascending."""
+        self._row_of: NDArray[np.int64] | None = None
+        """int64 [n], the row of each of them; None where it is the n-th one."""
+        if not _ascend(row_ids) or (row_ids[:1] < 0).any():
+            live = np.flatnonzero(row_ids >= 0)
+            self._row_of = live[np.argsort(row_ids[live], kind="stable")]
+            self.ids = row_ids[self._row_of]
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -192,9 +154,24 @@ class VectorIndex:
             with _factory_errors(factory, num_vectors):
                 add(np.ascontiguousarray(vectors))
             done += len(block_ids)
-        if done != num_vectors or (np.diff(ids) <= 0).any():
+        if done != num_vectors or not _ascend(ids):
             raise ShapeError(f"{done} vectors came, expected {num_vectors} with ascending ids")
         return cls(index, ids, factory, commit_number)
+
+    def update(self, changed: NDArray[np.int64], blocks: Iterable[VectorBlock], commit_number: int) -> None:
+        """Take out the videos ``changed`` (int64, any number of them unknown), then add those that ``blocks`` yields.
+
+        What was trained stays as it is. Rows taken out are dead: they stay in the file and are never found.
+        """
+        row_ids = [np.where(np.isin(self._row_ids, changed), np.int64(-1), self._row_ids)]
+        for block_ids, vectors in blocks:
+            expect("vectors", vectors, (len(block_ids), self.dim), ("float32",))
+            self._index.add(np.ascontiguousarray(vectors))
+            row_ids.append(block_ids)
+        self._set_rows(np.concatenate(row_ids))
+        if not _ascend(self.ids):
+            raise ShapeError("a video was added that the index holds; name it among the changed ones")
+        self.commit_number = commit_number
 
     def set_search_parameters(self, parameters: str) -> None:
         """Apply a FAISS parameter string such as ``nprobe=8``; kept with the index. UsageError for an unknown one."""
@@ -218,13 +195,11 @@ class VectorIndex:
     def save(self, directory: Path, fingerprint: str) -> IndexManifest:
         """Write the three files into ``directory``, which is made. The caller makes them durable."""
         directory.mkdir(parents=True, exist_ok=True)
-        with _hashed(directory / INDEX_FILE) as (write, index_digest):
+        with hashed(directory / INDEX_FILE) as (write, index_digest):
             faiss = _faiss()
-            writer = faiss.PyCallbackIOWriter(write, _HASH_BYTES)
+            writer = faiss.PyCallbackIOWriter(write, READ_BYTES)
             faiss.write_index(self._index, writer)
             del writer
-        with _hashed(directory / IDS_FILE) as (write, ids_digest):
-            np.lib.format.write_array(_Written(write), self.ids, allow_pickle=False)
         manifest = IndexManifest(
             FORMAT_VERSION,
             fingerprint,
@@ -235,9 +210,10 @@ class VectorIndex:
             self.dim,
             self.recall,
             index_digest(),
-            ids_digest(),
+            write_ids(directory, self._row_ids),
+            self.num_built,
         )
-        (directory / MANIFEST_FILE).write_text(manifest.to_json(), encoding="utf-8")
+        manifest.write(directory)
         return manifest
 
     @classmethod
@@ -252,24 +228,23 @@ class VectorIndex:
                 f"the index {directory} was made from features with fingerprint {manifest.fingerprint}, the store has "
                 f"{fingerprint}; run 'tbpipe index' to build it from this store"
             )
-        _check(directory / INDEX_FILE, manifest.index)
-        _check(directory / IDS_FILE, manifest.ids)
+        check_file(directory / INDEX_FILE, manifest.index)
+        row_ids = read_ids(directory, manifest)
         try:
-            ids = np.load(directory / IDS_FILE, allow_pickle=False)
             index = _faiss().read_index(str(directory / INDEX_FILE))
-        except (
-            RuntimeError,
-            ValueError,
-        ) as error:  # the bytes are right, so they were written wrong or by a newer FAISS
+        except RuntimeError as error:  # the bytes are right, so they were written wrong or by a newer FAISS
             raise StoreError(
-                f"this FAISS cannot read {directory} ({_first_line(error)}); run 'tbpipe index' again"
+                f"this FAISS cannot read {directory} ({first_line(error)}); run 'tbpipe index' again"
             ) from error
-        if not len(ids) == index.ntotal == manifest.num_vectors or index.d != manifest.dim or (np.diff(ids) <= 0).any():
+        opened = cls(index, row_ids, manifest.factory, manifest.commit_number)
+        if not len(row_ids) == index.ntotal or len(opened) != manifest.num_vectors or index.d != manifest.dim:
             raise DamageError(
-                f"{directory}: {index.ntotal} vectors, {len(ids)} ids; run 'tbpipe index' to build it again"
+                f"{directory}: {index.ntotal} vectors, {len(row_ids)} ids; run 'tbpipe index' to build it again"
             )
-        opened = cls(index, ids, manifest.factory, manifest.commit_number)
+        if not _ascend(opened.ids):
+            raise DamageError(f"{directory} holds a video twice; run 'tbpipe index' to build it again")
         opened.search_parameters, opened.recall = manifest.search_parameters, manifest.recall
+        opened.num_built = manifest.num_built
         return opened
 
     # -- GPU ----------------------------------------------------------------------------------------------------------
@@ -296,7 +271,7 @@ class VectorIndex:
             # a wheel without code for this GPU fails at the first search, not before
             gpu.search(np.zeros((1, self.dim), np.float32), 1)
         except RuntimeError as error:  # out of memory, an index kind with no GPU form, no kernel for this GPU
-            return f"FAISS cannot search a {self.factory} index of {len(self)} vectors on the GPU: {_first_line(error)}"
+            return f"FAISS cannot search a {self.factory} index of {len(self)} vectors on the GPU: {first_line(error)}"
         self._gpu_resources = resources  # the copy does not keep them alive
         self._fetch_from(gpu, _FLOAT16_ERROR if float16 else _FLOAT32_ERROR)
         return ""
@@ -312,9 +287,10 @@ class VectorIndex:
     ) -> SearchResult:
         """The rows with the largest inner product, ``min(num_results, rows that are allowed)`` for each query.
 
-        queries float32 [T, D], finite; vectors and queries are taken to have unit length. allowed bool [n], False =
-        never a result. On an exact index scores and ids do not depend on the other queries of the call, nor on the
-        device: what FAISS fetched is scored again row by row, and fetched wider until no other row can be in the top.
+        queries float32 [T, D], finite; vectors and queries are taken to have unit length. allowed bool [n], as ``ids``:
+        False = never a result. On an exact index scores and ids do not depend on the other queries of the call, nor on
+        the device: what FAISS fetched is scored again row by row, and fetched wider until no other row can be in the
+        top.
         """
         expect("queries", queries, (len(queries), self.dim), ("float32",))
         if not np.isfinite(queries).all():
@@ -327,15 +303,25 @@ class VectorIndex:
         if width == 0:
             return result
         pending = np.arange(len(queries))
-        num_fetched = width + _MARGIN + (width * (len(self) - num_allowed)) // num_allowed
+        num_rows = len(self._row_ids)
+        allowed_rows = self._allowed_rows(allowed)
+        num_fetched = width + _MARGIN + (width * (num_rows - num_allowed)) // num_allowed
         while len(pending):
-            num_fetched = min(num_fetched, len(self))
+            num_fetched = min(num_fetched, num_rows)
             per_pass = max(1, _MAX_FETCHED // num_fetched)
             parts = [pending[start : start + per_pass] for start in range(0, len(pending), per_pass)]
-            unsettled = [self._search_part(queries, part, num_fetched, allowed, result) for part in parts]
+            unsettled = [self._search_part(queries, part, num_fetched, allowed_rows, result) for part in parts]
             pending = np.concatenate(unsettled)
             num_fetched *= _WIDEN
         return result
+
+    def _allowed_rows(self, allowed: NDArray[np.bool_] | None) -> NDArray[np.bool_] | None:
+        """Which rows may be found, bool [rows]; None = all."""
+        if self._row_of is None:
+            return allowed
+        rows = np.zeros(len(self._row_ids), np.bool_)
+        rows[self._row_of] = True if allowed is None else allowed
+        return rows
 
     def _search_part(
         self,
@@ -352,13 +338,13 @@ class VectorIndex:
         usable = rows >= 0
         if allowed is not None:
             usable &= allowed[rows]
-        ids = np.where(usable, self.ids[rows], np.iinfo(np.int64).max)
+        ids = np.where(usable, self._row_ids[rows], np.iinfo(np.int64).max)
         scores = np.where(usable, scores, np.float32(-np.inf))
         width = result.ids.shape[1]
         order = np.lexsort((ids, -scores), axis=-1)[:, :width]
         result.scores[part] = np.take_along_axis(scores, order, axis=1)
         result.ids[part] = np.where(np.isneginf(result.scores[part]), -1, np.take_along_axis(ids, order, axis=1))
-        if num_fetched == len(self):
+        if num_fetched == len(self._row_ids):
             return part[:0]
         error = self._fetch_error * np.linalg.norm(vectors, axis=1) if self.is_exact else 0.0
         exhausted = rows[:, -1] < 0  # an approximate index looks no further
@@ -367,10 +353,11 @@ class VectorIndex:
 
     def _fetch(self, queries: NDArray[np.float32], num_fetched: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
         """What FAISS finds: scores float32 [T, m], best first, and rows int64 [T, m], -1 = none."""
-        if num_fetched == len(self) and isinstance(self._index, _faiss().IndexHNSW):
+        is_all = num_fetched == len(self._row_ids)
+        if is_all and isinstance(self._index, _faiss().IndexHNSW):
             return self._score_all(queries)
         index = self._gpu if self._gpu is not None and num_fetched <= _GPU_MAX_RESULTS else self._index
-        with self._every_list() if num_fetched == len(self) else contextlib.nullcontext():
+        with self._every_list() if is_all else contextlib.nullcontext():
             scores, rows = index.search(queries, num_fetched)
         return scores, rows
 
@@ -389,12 +376,12 @@ class VectorIndex:
 
     def _score_all(self, queries: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
         """Scores of every row, in the order of the rows: a search along the edges of a graph may miss some."""
-        scores = np.empty((len(queries), len(self)), np.float32)
-        step = max(1, _HASH_BYTES // self.dim)
-        for start in range(0, len(self), step):
-            stop = min(start + step, len(self))
+        scores = np.empty((len(queries), len(self._row_ids)), np.float32)
+        step = max(1, READ_BYTES // self.dim)
+        for start in range(0, len(self._row_ids), step):
+            stop = min(start + step, len(self._row_ids))
             scores[:, start:stop] = queries @ self._index.reconstruct_n(start, stop - start).T
-        return scores, np.broadcast_to(np.arange(len(self)), scores.shape)
+        return scores, np.broadcast_to(np.arange(len(self._row_ids)), scores.shape)
 
     def _exact_scores(self, queries: NDArray[np.float32], rows: NDArray[np.int64]) -> NDArray[np.float32]:
         """Inner products float32 [T, m] of each query with its own rows; each alone, so no other can change a bit."""
@@ -406,21 +393,18 @@ class VectorIndex:
         return scores
 
 
-def read_manifest(directory: Path) -> IndexManifest:
-    """The manifest of a generation. Raises DamageError where it is missing or broken, StoreError for a newer format."""
-    path = directory / MANIFEST_FILE
-    try:
-        manifest = IndexManifest.from_json(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise DamageError(
-            f"{path} cannot be read ({_first_line(error)}); run 'tbpipe index' to build the index again"
-        ) from error
-    if manifest.format_version != FORMAT_VERSION:
-        raise StoreError(
-            f"{directory} has format {manifest.format_version}, this tbpipe reads {FORMAT_VERSION}; "
-            "run 'tbpipe index' again"
-        )
-    return manifest
+def _ascend(ids: NDArray[np.int64]) -> bool:
+    return not (np.diff(ids) <= 0).any()
+
+
+@functools.cache
+def knows_flat_files(dim: int) -> bool:
+    """Whether this FAISS writes an exact index as flat_file.py does, so that one may be updated without FAISS."""
+    faiss = _faiss()
+    vector = np.arange(dim, dtype=np.float32)[None]
+    index = faiss.IndexFlatIP(dim)
+    index.add(vector)
+    return bool(faiss.serialize_index(index).tobytes() == flat_header(1, dim) + vector.tobytes())
 
 
 def exact_neighbours(
@@ -451,7 +435,7 @@ def _made(dim: int, factory: str) -> Any:
         message = (
             f"FAISS cannot build {factory!r} for vectors of width {dim}; try Flat, IVF1024,Flat, HNSW32 or IVF4096,PQ64"
         )
-        raise UsageError(f"{message} ({_first_line(error)})") from error
+        raise UsageError(f"{message} ({first_line(error)})") from error
     if index.metric_type != faiss.METRIC_INNER_PRODUCT or isinstance(index, faiss.IndexIDMap):
         raise UsageError(
             f"a {factory!r} index cannot be used: it must compare by inner product and number its rows itself"
@@ -464,7 +448,7 @@ def _factory_errors(factory: str, num_vectors: int) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        found = f"FAISS cannot make a {factory!r} index of {num_vectors} vectors ({_first_line(error)})"
+        found = f"FAISS cannot make a {factory!r} index of {num_vectors} vectors ({first_line(error)})"
         raise UsageError(f"{found}; use Flat, or fewer inverted lists or codes") from error
 
 
@@ -520,52 +504,3 @@ def _flat_adder(index: Any, num_vectors: int) -> Callable[[NDArray[np.float32]],
         done += len(vectors)
 
     return add
-
-
-# -- files ------------------------------------------------------------------------------------------------------------
-
-
-class _Written:
-    """What np.lib.format needs of a file."""
-
-    def __init__(self, write: Callable[[bytes], int]) -> None:
-        self.write = write
-
-
-@contextlib.contextmanager
-def _hashed(path: Path) -> Iterator[tuple[Callable[[bytes], int], Callable[[], FileDigest]]]:
-    """A function that appends to the new file ``path`` and one that says, after the block, what was written."""
-    digest = hashlib.sha256()
-    size_bytes = 0
-    with path.open("wb") as handle:
-
-        def write(content: bytes) -> int:
-            nonlocal size_bytes
-            digest.update(content)
-            size_bytes += len(content)
-            return handle.write(content)
-
-        yield write, lambda: FileDigest(size_bytes, digest.hexdigest())
-
-
-def _check(path: Path, expected: FileDigest) -> None:
-    """Raise DamageError unless the file is byte for byte what was written."""
-    remedy = "run 'tbpipe index' to build the index again"
-    try:
-        size_bytes = path.stat().st_size
-        if size_bytes != expected.size_bytes:
-            raise DamageError(f"{path} has {size_bytes} bytes, {expected.size_bytes} were written; {remedy}")
-        digest = hashlib.sha256()
-        with path.open("rb") as handle:
-            while content := handle.read(_HASH_BYTES):
-                digest.update(content)
-    except OSError as error:
-        raise DamageError(f"{path} cannot be read ({error.strerror}); {remedy}") from error
-    if digest.hexdigest() != expected.sha256:
-        raise DamageError(f"{path} is not what was written (its SHA-256 differs); {remedy}")
-
-
-def _first_line(error: Exception) -> str:
-    """The end of FAISS's message, which begins with a C++ signature."""
-    lines = str(error).splitlines() or [type(error).__name__]
-    return lines[0].rsplit(": ", 1)[-1].strip()[:200]

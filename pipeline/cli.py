@@ -166,10 +166,14 @@ def extract(as_json: bool, **options: Any) -> None:
 @click.option(
     "--parameters", default="", help="FAISS search parameters such as nprobe=16.  [default: recall@50 of 0.95 or more]"
 )
+@click.option("--rebuild", is_flag=True, help="Build and train anew, whatever the index before is worth.")
 @lock_timeout_option
 @json_option
 def index(store: Path, as_json: bool, **options: Any) -> None:
     """Build the FAISS inner-product index over all videos, and publish it as a whole.
+
+    Where there is an index of the same factory, only what changed since is read. An exact one comes out as if built
+    anew; any other keeps its training until a fifth of it has changed.
 
     \b
     Example:

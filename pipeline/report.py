@@ -123,7 +123,11 @@ def show_index(report: IndexReport, as_json: bool) -> None:
         return
     state = "is up to date" if report.was_up_to_date else "is published"
     content = f"{report.num_vectors} videos x {report.dim}, {report.factory}, {size(report.size_bytes)}"
-    print(f"index generation {report.generation} {state}: {content}")
+    counts = ((report.num_added, "added"), (report.num_replaced, "replaced"), (report.num_removed, "removed"))
+    changes = ", ".join(f"{count} {name}" for count, name in counts if count)
+    print(f"index generation {report.generation} {state}: {content}{f' ({changes})' if changes else ''}")
+    if report.remark:
+        remark(f"built anew: {report.remark}")
     if report.recall is not None:
         found = f"recall@{report.recall_k} against exact search: {report.recall:.4f}"
         print(f"{found} ({report.num_recall_queries} stored embeddings, {report.search_parameters or 'no parameters'})")

@@ -1,27 +1,21 @@
-"""Pooled embeddings of all videos -> one published index generation."""
+"""Pooled embeddings of all videos -> one published index generation, built anew or from the one before."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from index_store.catalog import IndexManifestFields
-from index_store.errors import DamageError, InputError, StoreError
+from index_store.errors import InputError, StoreError
+from index_store.index_files import IndexManifest, Recall
 from index_store.layout import generation_name
-from index_store.store import Snapshot, Store
-from index_store.vectors import (
-    EXACT_FACTORY,
-    Recall,
-    VectorBlock,
-    VectorIndex,
-    exact_neighbours,
-    read_manifest,
-    sample_vectors,
-)
+from index_store.store import Snapshot, Store, StoreWriter
+from index_store.vectors import EXACT_FACTORY, VectorBlock, VectorIndex, exact_neighbours, sample_vectors
+from stages.index_update import Base, Change, updated
 
 RECALL_AT = 50
 """Recall is measured at the number of candidates that rerank takes unless told otherwise."""
@@ -51,33 +45,129 @@ class IndexReport:
     size_bytes: int
     was_up_to_date: bool
     """Nothing was done: the newest generation holds this commit, built in this way."""
+    was_updated: bool = False
+    """Made from the generation before. Otherwise built anew, and the counts below are 0."""
+    num_added: int = 0
+    num_replaced: int = 0
+    num_removed: int = 0
+    remark: str = ""
+    """What was wrong with the generation before, where it was to be used."""
 
 
 def build_index(
-    store: Store, factory: str = EXACT_FACTORY, search_parameters: str = "", lock_timeout_seconds: float = 0.0
+    store: Store,
+    factory: str | None = EXACT_FACTORY,
+    search_parameters: str = "",
+    lock_timeout_seconds: float = 0.0,
+    *,
+    rebuild: bool = False,
 ) -> IndexReport:
-    """Publish an index of every video that has features, unless the newest one is just that.
+    """``update_index`` under the writer lock. Raises StoreLockedError, and what that raises."""
+    with store.writer(lock_timeout_seconds) as writer:
+        return update_index(store, writer, factory, search_parameters, rebuild=rebuild)
 
-    ``factory``: any FAISS factory string; ``search_parameters``: as in ``nprobe=8``, chosen to reach RECALL_TARGET when
-    empty. Raises InputError for a store without features, UsageError for a factory that cannot be used,
-    StoreLockedError.
+
+def update_index(
+    store: Store,
+    writer: StoreWriter,
+    factory: str | None = None,
+    search_parameters: str = "",
+    *,
+    rebuild: bool = False,
+    every_byte: bool = True,
+) -> IndexReport:
+    """Publish an index of every video that has features, unless the newest generation is just that.
+
+    ``factory``: any FAISS factory string; None: that of the newest generation, or exact. ``search_parameters``: as in
+    ``nprobe=8``, chosen to reach RECALL_TARGET when empty. ``rebuild``: whatever generations there are. Without
+    ``every_byte`` a generation that is up to date is taken for whole if its files have their lengths; one that the next
+    is made from is always checked, and replaced by one built anew where it is damaged. Raises InputError for a store
+    that has neither features nor an index, UsageError for a factory that cannot be used.
     """
-    with store.writer(lock_timeout_seconds) as writer, store.snapshot() as snapshot:
-        if snapshot.num_searchable == 0:
-            raise InputError(f"{store.directory} holds no video with features; run 'tbpipe extract' first")
-        present = _present(snapshot, factory, search_parameters)
-        if present is not None:
-            return present
-
-        def build(directory: Path) -> IndexManifestFields:
-            index = _built(snapshot, factory, search_parameters)
-            manifest = index.save(directory, store.fingerprint)
-            return IndexManifestFields(len(index), factory, manifest.fingerprint, manifest.commit_number)
-
-        generation_id = writer.publish_index(build)
     with store.snapshot() as snapshot:
-        path = next(record.path for record in snapshot.generations() if record.id == generation_id)
-    return _report(path, generation_name(generation_id), was_up_to_date=False)
+        newest = snapshot.generation()
+        factory = factory or (newest.factory if newest else EXACT_FACTORY)
+        base, remark = (None, "") if rebuild else _base(snapshot, factory, search_parameters)
+        if base is not None and base.manifest.commit_number == snapshot.commit_number:
+            try:
+                base.check(every_byte)
+                return _report(base.generation.name, base.manifest, was_up_to_date=True)
+            except StoreError as error:
+                base, remark = None, _found(error)
+        if base is None and snapshot.num_searchable == 0:
+            raise InputError(f"{store.directory} holds no video with features; run 'tbpipe extract' first")
+        made = _Made(snapshot, base, factory, search_parameters, remark)
+        generation_id = writer.publish_index(made)
+        return made.report(generation_name(generation_id))
+
+
+def _base(snapshot: Snapshot, factory: str, search_parameters: str) -> tuple[Base | None, str]:
+    """The newest generation if it was built in this way; or why it cannot be used although it was."""
+    newest = snapshot.generation()
+    if newest is None or newest.factory != factory:
+        return None, ""
+    try:
+        base = Base.of(snapshot, newest)
+    except StoreError as error:
+        return None, _found(error)
+    return (base if search_parameters in ("", base.manifest.search_parameters) else None), ""
+
+
+def _found(error: StoreError) -> str:
+    """What is wrong, without the advice to build it again: that is being done."""
+    return str(error).rsplit("; ", 1)[0]
+
+
+class _Made:
+    """Fills the directory of a generation, and tells how."""
+
+    def __init__(
+        self, snapshot: Snapshot, base: Base | None, factory: str, search_parameters: str, remark: str
+    ) -> None:
+        self._snapshot = snapshot
+        self._base = base
+        self._factory = factory
+        self._search_parameters = search_parameters
+        self._remark = remark
+        self._manifest: IndexManifest | None = None
+        self._change: Change | None = None
+
+    def __call__(self, directory: Path) -> IndexManifestFields:
+        """Fill ``directory`` from the generation before, or anew."""
+        manifest = self._updated(directory) or self._built(directory)
+        self._manifest = manifest
+        return IndexManifestFields(manifest.num_vectors, manifest.factory, manifest.fingerprint, manifest.commit_number)
+
+    def report(self, name: str) -> IndexReport:
+        """What was made, once it is published under this name."""
+        assert self._manifest is not None
+        change = self._change
+        return replace(
+            _report(name, self._manifest, was_up_to_date=False),
+            was_updated=change is not None,
+            num_added=len(change.added) - change.num_replaced if change else 0,
+            num_replaced=change.num_replaced if change else 0,
+            num_removed=change.num_removed if change else 0,
+            remark=self._remark,
+        )
+
+    def _updated(self, directory: Path) -> IndexManifest | None:
+        if self._base is None:
+            return None
+        try:
+            found = updated(self._snapshot, self._base, directory)
+        except StoreError as error:
+            # Whatever is wrong with the old files. If it is a shard that cannot be read, building anew fails as well.
+            if self._snapshot.num_searchable == 0:
+                raise
+            self._remark = _found(error)
+            return None
+        manifest, self._change = found or (None, None)
+        return manifest
+
+    def _built(self, directory: Path) -> IndexManifest:
+        index = _built(self._snapshot, self._factory, self._search_parameters)
+        return index.save(directory, self._snapshot.settings.fingerprint)
 
 
 def choose_factory(num_vectors: int, dim: int, memory_bytes: int) -> str:
@@ -95,23 +185,7 @@ def choose_factory(num_vectors: int, dim: int, memory_bytes: int) -> str:
     return f"IVF{num_lists},PQ{dim // 8}"
 
 
-def _present(snapshot: Snapshot, factory: str, search_parameters: str) -> IndexReport | None:
-    """The report of the newest generation if building again would give the same; None for a damaged or older one."""
-    generation = snapshot.generation()
-    if generation is None or generation.commit_number != snapshot.commit_number or generation.factory != factory:
-        return None
-    try:
-        manifest = read_manifest(generation.path)
-        VectorIndex.open(generation.path, snapshot.settings.fingerprint)
-    except (DamageError, StoreError):
-        return None  # it is built again
-    if search_parameters not in ("", manifest.search_parameters):
-        return None
-    return _report(generation.path, generation.name, was_up_to_date=True)
-
-
-def _report(path: Path, name: str, was_up_to_date: bool) -> IndexReport:
-    manifest = read_manifest(path)
+def _report(name: str, manifest: IndexManifest, was_up_to_date: bool) -> IndexReport:
     return IndexReport(
         generation=name,
         num_vectors=manifest.num_vectors,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from index_store.errors import StoreMissingError, UsageError
+from index_store.errors import DamageError, StoreMissingError, UsageError
 from index_store.records import SEARCHABLE, Hit, Query, Ranking
 from index_store.store import Snapshot
 from index_store.vectors import SearchResult, VectorIndex
@@ -37,11 +37,17 @@ class EncodedQueries(NamedTuple):
 
 
 def open_index(snapshot: Snapshot) -> VectorIndex:
-    """The newest index generation, checked. Raises StoreMissingError where there is none."""
+    """The newest index generation, checked. Raises StoreMissingError where there is none, DamageError."""
     generation = snapshot.generation()
     if generation is None:
         raise StoreMissingError("the store has no index yet; run 'tbpipe index' first")
-    return VectorIndex.open(generation.path, snapshot.settings.fingerprint)
+    index = VectorIndex.open(generation.path, snapshot.settings.fingerprint)
+    if index.commit_number != generation.commit_number:
+        raise DamageError(
+            f"{generation.path} holds the videos of commit {index.commit_number}, the catalog says "
+            f"{generation.commit_number}: it is another index; run 'tbpipe index' to build it again"
+        )
+    return index
 
 
 def encode_queries(encoder: TextEncoder, queries: Iterable[Query]) -> Iterator[EncodedQueries]:

@@ -52,11 +52,13 @@ class PreparedState:
     """What is wrong with it, and what it was made for."""
 
 
-def index(directory: Path, factory: str = "Flat", parameters: str = "", lock_timeout: float = 0.0) -> IndexReport:
+def index(
+    directory: Path, factory: str = "Flat", parameters: str = "", lock_timeout: float = 0.0, rebuild: bool = False
+) -> IndexReport:
     """Run ``tbpipe index``."""
     from stages.index import build_index
 
-    return build_index(Store.open(directory), factory, parameters, lock_timeout)
+    return build_index(Store.open(directory), factory, parameters, lock_timeout, rebuild=rebuild)
 
 
 def info(directory: Path) -> StoreInfo:

@@ -13,17 +13,9 @@ import pytest
 from numpy.typing import NDArray
 
 from index_store.errors import DamageError, FingerprintError, StoreError, UsageError
+from index_store.index_files import IDS_FILE, INDEX_FILE, MANIFEST_FILE, read_manifest
 from index_store.records import ShapeError
-from index_store.vectors import (
-    IDS_FILE,
-    INDEX_FILE,
-    MANIFEST_FILE,
-    VectorBlock,
-    VectorIndex,
-    exact_neighbours,
-    read_manifest,
-    sample_vectors,
-)
+from index_store.vectors import VectorBlock, VectorIndex, exact_neighbours, sample_vectors
 
 DIM = 32
 NUM_VECTORS = 1000

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from index_store.errors import InputError, StoreLockedError, UsageError
+from index_store.index_files import INDEX_FILE
 from index_store.store import Store
-from index_store.vectors import INDEX_FILE
 from stages.index import RECALL_TARGET, build_index, choose_factory
 from stages.search import open_index
 from tests.stages.corpus import SETTINGS, WIDTH, file, make_store, outcome
