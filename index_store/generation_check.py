@@ -6,8 +6,8 @@ from typing import NamedTuple
 
 from index_store.catalog import GenerationRecord
 from index_store.errors import DamageError, StoreError
+from index_store.index_files import IDS_FILE, INDEX_FILE, MANIFEST_FILE, read_manifest
 from index_store.shard_file import file_fault
-from index_store.vectors import IDS_FILE, INDEX_FILE, MANIFEST_FILE, read_manifest
 
 
 class FileFault(NamedTuple):
