@@ -92,6 +92,10 @@ class RowLocation:
     row: int
 
 
+FileRow = tuple[str | bytes, int, int, int, int]
+"""(path, size_bytes, mtime_ns, inode, id); a path of bytes is one that is not UTF-8; the inode is signed."""
+
+
 class Catalog(CatalogUpkeep):
     """An open catalog. Not for two threads at once."""
 
@@ -196,6 +200,14 @@ class Catalog(CatalogUpkeep):
         """The first video that was last seen at ``path``."""
         return self._video("path = ?", _stored_path(path))
 
+    def files(self) -> Iterator[FileRow]:
+        """Where the files of all videos but the removed ones were, by path; those with odd names come last.
+
+        For 10^6 of them: rows as SQLite gives them, one at a time.
+        """
+        sql = "SELECT path, size_bytes, mtime_ns, inode, id FROM videos WHERE status != 'removed' ORDER BY path"
+        return self._rows(sql)
+
     def by_content(self, content_hash: str) -> VideoRecord | None:
         """The first video that has features and this content."""
         return self._video("content_hash = ? AND shard IS NOT NULL", content_hash)
@@ -211,6 +223,12 @@ class Catalog(CatalogUpkeep):
             found_where = f"{self._layout.directory} has no video with id {missing[0]}"
             raise StoreError(f"{found_where} ({len(missing)} of {len(ids)} ids are unknown); use the ids of this store")
         return [found[video_id] for video_id in ids]
+
+    def names(self, ids: Sequence[int]) -> Iterator[tuple[int, str, bool]]:
+        """(id, key, whether it has features) of these videos, in any order: less than ``by_ids`` for a great many."""
+        for part in _parts(ids):
+            sql = f"SELECT id, key, shard IS NOT NULL FROM videos WHERE id IN ({_marks(part)})"
+            yield from ((video_id, key, bool(known)) for video_id, key, known in self._rows(sql, part))
 
     def locations(self, ids: Sequence[int]) -> list[tuple[int, int]]:
         """(shard, row) of these videos, in this order. Raises StoreError for a video without features."""
@@ -357,6 +375,14 @@ class Catalog(CatalogUpkeep):
             "UPDATE videos SET path = ?, size_bytes = ?, mtime_ns = ?, inode = ? WHERE id = ?", values
         ):
             raise StoreError(f"{self._layout.directory} has no video with id {record.id}; nothing was changed")
+
+    def remove(self, video_id: int) -> int:
+        """Make a video a tombstone: its key and what was known of its file stay, its features go. 0 if it was one."""
+        return self._execute(
+            "UPDATE videos SET status = 'removed', reason_code = '', reason_detail = '', attempts = 0, shard = NULL, "
+            f"row = NULL, checksum = '', changed_at = {_COMMIT_NUMBER} WHERE id = ? AND status != 'removed'",
+            (video_id,),
+        )
 
     def requeue(self, keys: Sequence[str] | None) -> int:
         """Forget what quarantined files looked like, so that the next scan takes them for new; returns how many."""

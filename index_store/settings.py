@@ -187,7 +187,7 @@ def read_settings(path: Path) -> StoreSettings:
     Raises StoreMissingError where there is no such file or section, StoreError for another format version, an unknown
     or missing key or a bad value, FingerprintError when the section was edited after the store was made.
     """
-    document = _read_toml(path)
+    document = read_toml(path)
     if "store" not in document:
         raise _no_store(path)
     section = dict(document["store"])
@@ -216,7 +216,7 @@ def write_settings(path: Path, settings: StoreSettings) -> None:
     Raises StoreError when there is a ``[store]`` section already.
     """
     text = path.read_text(encoding="utf-8") if path.exists() else ""
-    if text and "store" in _read_toml(path):
+    if text and "store" in read_toml(path):
         raise StoreError(f"{path} already has a [store] section, and it is pinned")
     section = {"fingerprint": settings.fingerprint, **_without_none(dataclasses.asdict(settings))}
     separator = "\n\n" if text else ""
@@ -226,14 +226,15 @@ def write_settings(path: Path, settings: StoreSettings) -> None:
 
 def has_store_section(path: Path) -> bool:
     """Whether a ``tbpipe.toml`` exists and pins a store."""
-    return path.exists() and "store" in _read_toml(path)
+    return path.exists() and "store" in read_toml(path)
 
 
 def _no_store(path: Path) -> StoreMissingError:
     return StoreMissingError(f"no store in {path.parent}; 'tbpipe extract SOURCE --store {path.parent}' makes one")
 
 
-def _read_toml(path: Path) -> dict[str, Any]:
+def read_toml(path: Path) -> dict[str, Any]:
+    """Everything that a ``tbpipe.toml`` says. Raises StoreMissingError, StoreError, InputError."""
     try:
         with path.open("rb") as file:
             document: dict[str, Any] = tomllib.load(file)
@@ -251,7 +252,7 @@ _Settings = TypeVar("_Settings", ModelSettings, SamplingSettings, TokenSettings)
 
 def _parse_store(section: dict[str, Any]) -> StoreSettings:
     known = [field.name for field in dataclasses.fields(StoreSettings)]
-    _expect_keys("store", section, known, required=set(known))
+    expect_keys("store", section, known, required=set(known))
     return StoreSettings(
         model=_parse_table(ModelSettings, "store.model", section["model"]),
         sampling=_parse_table(SamplingSettings, "store.sampling", section["sampling"]),
@@ -265,7 +266,7 @@ def _parse_table(kind: type[_Settings], where: str, table: object) -> _Settings:
         raise UsageError(f"{where} is {table!r}, expected a table")
     fields = dataclasses.fields(kind)
     required = {field.name for field in fields if field.default is dataclasses.MISSING}
-    _expect_keys(where, table, [field.name for field in fields], required)
+    expect_keys(where, table, [field.name for field in fields], required)
     values: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in table.items()}
     for field in fields:
         if field.type == "str" and not isinstance(values.get(field.name), str):
@@ -273,7 +274,8 @@ def _parse_table(kind: type[_Settings], where: str, table: object) -> _Settings:
     return kind(**values)
 
 
-def _expect_keys(where: str, table: dict[str, Any], known: list[str], required: set[str]) -> None:
+def expect_keys(where: str, table: dict[str, Any], known: list[str], required: set[str]) -> None:
+    """Raise UsageError for a key that is not known, naming the nearest, and for a required one that is missing."""
     for name in table:
         if name not in known:
             near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]

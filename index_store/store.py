@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from index_store.atomic import remove, replacing, sync
-from index_store.catalog import Catalog, GenerationRecord, IndexManifestFields, RowLocation, ShardRecord
+from index_store.catalog import Catalog, FileRow, GenerationRecord, IndexManifestFields, RowLocation, ShardRecord
 from index_store.catalog_upkeep import RowOwner
 from index_store.errors import DamageError, FingerprintError, StoreError, from_os_error
 from index_store.features import (
@@ -216,15 +216,17 @@ class StoreWriter:
         self._settings = settings
         self._catalog = catalog
 
-    def commit(self, outcomes: Sequence[VideoOutcome]) -> None:
+    def commit(self, outcomes: Sequence[VideoOutcome], removed: Sequence[int] = ()) -> None:
         """Make these outcomes real, all or none; features become the rows of one new shard, in the given order.
+
+        The videos with the ids ``removed`` become tombstones with the same commit, as ``remove`` does it.
 
         A key that is known keeps its id and loses its old features. ``same_content_as`` takes over the features and
         what was found out (status, reason, duration, decoder) of that content. A quarantined outcome counts an attempt,
         any other sets the count to 0. Raises StoreError (nothing changed) for outcomes that contradict themselves,
         NoSpaceError, NotWritableError.
         """
-        if not outcomes:
+        if not outcomes and not removed:
             return
         originals = self._originals(outcomes)
         features = [outcome.features for outcome in outcomes if outcome.features is not None]
@@ -241,6 +243,16 @@ class StoreWriter:
                     self._catalog.add_shard(info.record(shard_id, path.name, self._settings.fingerprint))
                 for placed in _place(outcomes, originals, shard_id, info.checksums if info else ()):
                     self._catalog.put_video(placed.outcome, placed.location, placed.checksum)
+                for video_id in removed:
+                    self._catalog.remove(int(video_id))
+
+    def remove(self, ids: Sequence[int]) -> None:
+        """Drop the features of these videos, in one transaction.
+
+        Each stays as a tombstone: its id is never given again, and its key gets it back when it returns. The features
+        stay in their shard until it is compacted.
+        """
+        self.commit((), removed=ids)
 
     def requeue(self, keys: Sequence[str] | None) -> int:
         """Let the next extract try quarantined videos again: all, or those with these keys. Returns how many.
@@ -464,6 +476,14 @@ class Snapshot:
         0 gives every video ever seen. Where only files moved, nothing changed.
         """
         return self._catalog.changed_since(commit_number)
+
+    def files(self) -> Iterator[FileRow]:
+        """Where the files of all videos but the removed ones were, by path; those with odd names come last."""
+        return self._catalog.files()
+
+    def names(self, ids: Sequence[int]) -> Iterator[tuple[int, str, bool]]:
+        """(id, key, whether it has features) of these videos, in any order: less than ``by_ids`` for a great many."""
+        return self._catalog.names(ids)
 
     def hashes_of_size(self, size_bytes: int) -> list[str]:
         """Distinct content hashes of the videos that have features and this file size, sorted."""

@@ -16,6 +16,7 @@ from pipeline.group import Group
 from pipeline.options import (
     Bytes,
     Keep,
+    MaxDeletes,
     Part,
     annotations_option,
     bank_option,
@@ -53,8 +54,9 @@ def main() -> None:
 
     \b
     Exit codes: 0 done; 1 a bug; 2 wrong use; 3 done, but some inputs were newly quarantined; 10 store or
-    index missing; 11 another writer; 12 made with other settings; 13 damage; 14 disk full; 16 a component
-    is missing; 17 bad input file; 18 store not writable; 130/143 stopped by a signal, committed.
+    index missing; 11 another writer; 12 made with other settings; 13 damage; 14 disk full; 15 refresh would
+    remove too much; 16 a component is missing; 17 bad input file; 18 store not writable; 130/143 stopped
+    by a signal, committed.
     """
 
 
@@ -184,6 +186,74 @@ def index(store: Path, as_json: bool, **options: Any) -> None:
     from pipeline.jobs import upkeep
 
     report.show_index(upkeep.index(store, **options), as_json)
+
+
+@main.command()
+@store_option
+@click.option(
+    "--source",
+    "sources",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    help="Folder, video or manifest; may be given more than once.  [default: what tbpipe.toml says]",
+)
+@click.option("--model", default=None, help="For the first run, which makes the store: as for extract.")
+@click.option("--pretrained", default=None, help="Weights, as for extract.")
+@device_option
+@click.option("--workers", type=click.IntRange(min=1), default=None, help="Decoder processes.  [default: one per core]")
+@click.option(
+    "--commit-bytes",
+    type=Bytes(),
+    default="128M",
+    show_default=True,
+    help="Size of a shard: at most this is lost to a kill.",
+)
+@click.option(
+    "--max-deletes",
+    type=MaxDeletes(),
+    default=None,
+    help="Stop where more videos (N, or N% of all) would be removed.  [default: 10%, of a few videos up to half]",
+)
+@click.option("--allow-empty", is_flag=True, help="A source may have lost all of its videos, within --max-deletes.")
+@click.option(
+    "--max-minutes",
+    type=click.FloatRange(min=0, min_open=True),
+    default=None,
+    help="Begin no further video after this time; what is done is indexed, the next run goes on.",
+)
+@click.option("--metrics-file", type=click.Path(path_type=Path), default=None, help="Write a Prometheus textfile.")
+@click.option(
+    "--log-format",
+    type=click.Choice(["text", "json"]),
+    default="text",
+    show_default=True,
+    help="Lines on stderr for people, or one JSON object each.",
+)
+@click.option("--dry-run", is_flag=True, help="Say what would be done, in numbers and names, and change nothing.")
+@lock_timeout_option
+@json_option
+@click.option("--quiet", is_flag=True, help="Only warnings and errors.")
+def refresh(as_json: bool, log_format: Any, **options: Any) -> None:
+    """Bring a store to what its sources hold: for cron, every night.
+
+    Looks for new, changed, moved and removed videos, extracts what is new, and publishes a new index. Where nothing has
+    changed, nothing is done. The sources are those of [refresh] in tbpipe.toml; the first --source is remembered there.
+
+    \b
+    Example:
+      tbpipe refresh --store store --source /data/videos
+      tbpipe refresh --store store --dry-run
+      tbpipe refresh --store store --max-minutes 120 --log-format json --metrics-file /var/lib/metrics/tbpipe.prom
+    """
+    from pipeline import report
+    from pipeline.jobs.refresh import RefreshJob
+    from pipeline.jobs.refresh_run import run
+    from pipeline.log import Log
+
+    job = RefreshJob(**options)
+    result = run(job, Log(log_format, job.quiet))
+    report.show_refresh(result, as_json, job.quiet)
+    sys.exit(result.exit_code)
 
 
 @main.command()

@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 import click
 
 from index_store.errors import TbpipeError
+from pipeline.stop import TerminatedError
 
 
 class Group(click.Group):
@@ -35,7 +36,7 @@ class Group(click.Group):
             _leave(str(error), error.exit_code)
         except KeyboardInterrupt:
             _leave("interrupted; everything finished before is committed", 130)
-        except _TerminatedError:
+        except TerminatedError:
             _leave("terminated; everything finished before is committed", 143)
         except BrokenPipeError:  # the reader of our stdout has gone: nobody to talk to
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -51,12 +52,8 @@ class Group(click.Group):
         sys.exit(code if isinstance(code, int) else 0)
 
 
-class _TerminatedError(BaseException):
-    """SIGTERM: unwinds, so that temporary files are removed."""
-
-
 def _terminate(signal_number: int, frame: object) -> NoReturn:
-    raise _TerminatedError
+    raise TerminatedError
 
 
 def _leave(message: str, code: int) -> NoReturn:

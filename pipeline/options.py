@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
+
+if TYPE_CHECKING:
+    from index_store.refresh_settings import DeleteLimit
 
 _SIZES = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
@@ -50,6 +53,22 @@ class Keep(click.ParamType):  # type: ignore[type-arg]  # generic in new version
         if value not in ("all", "cls") and not re.fullmatch(r"[1-9]\d*", str(value)):
             self.fail(f"{value!r} is neither all, cls nor a number of patches above 0", param, ctx)
         return str(value)
+
+
+class MaxDeletes(click.ParamType):  # type: ignore[type-arg]  # generic in new versions of click only
+    """How many videos may be removed: 20, or 5%."""
+
+    name = "N|N%"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> DeleteLimit:
+        """The limit."""
+        from index_store.errors import UsageError
+        from index_store.refresh_settings import DeleteLimit
+
+        try:
+            return value if isinstance(value, DeleteLimit) else DeleteLimit.parse(value)
+        except UsageError:
+            self.fail(f"{value!r} is neither a number of videos such as 20 nor a share such as 5%", param, ctx)
 
 
 store_option = click.option(

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from index_store.records import SEARCHABLE, VideoFile, VideoRecord
 from index_store.store import Snapshot
 from stages.decode_pool import DecodeTask
-from stages.scan import unique_key
+from stages.keys import unique_key
 
 
 @dataclass(slots=True)

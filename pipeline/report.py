@@ -21,9 +21,11 @@ if TYPE_CHECKING:
     from pipeline.jobs.extract import Estimate, ExtractResult
     from pipeline.jobs.fuse import FuseResult
     from pipeline.jobs.import_weights import ImportResult
+    from pipeline.jobs.refresh import RefreshResult
     from pipeline.jobs.rerank import RerankResult, SearchResult
     from pipeline.jobs.train import TrainResult
     from pipeline.jobs.upkeep import StoreInfo
+    from pipeline.refresh_plan import RefreshPlan
     from stages.datasets.base import MatchedSplit
     from stages.evaluate import DirectionResult
     from stages.index import IndexReport
@@ -114,6 +116,82 @@ def show_extract(result: ExtractResult, as_json: bool) -> None:
     if report.quarantined:
         reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(report.reasons.items()))
         remark(f"newly quarantined: {reasons}; 'tbpipe quarantine --store {result.store}' says why for each")
+
+
+def show_refresh(result: RefreshResult, as_json: bool, quiet: bool) -> None:
+    """Print what a refresh did, or would do."""
+    plan = result.plan
+    if as_json:
+        _print_json(_refresh_fields(result))
+        return
+    if result.dry_run:
+        _show_plan(plan)
+        return
+    if quiet:
+        return
+    extracted = result.extracted
+    parts = [
+        (extracted.ok if extracted else 0, "extracted"),
+        (extracted.partial if extracted else 0, "partial"),
+        (extracted.shared if extracted else 0, "with known content"),
+        (len(plan.moves) + len(plan.touched), "moved"),
+        (len(plan.removed), "removed"),
+        (extracted.quarantined if extracted else 0, "quarantined"),
+        (plan.num_kept, "kept, not readable now"),
+        (plan.num_unchanged, "unchanged"),
+        (result.num_left, "left to do"),
+    ]
+    counted = ", ".join(f"{count} {name}" for count, name in parts if count)
+    index = f"; index generation {result.generation}" if result.index_was_updated else ""
+    print(f"{counted or 'nothing to do'}{index}")
+
+
+def _show_plan(plan: RefreshPlan) -> None:
+    """What a dry run found: how many, and the first names."""
+    print("dry run: nothing was changed")
+    moved = [f"{move.origin} -> {move.outcome.file.key}" for move in plan.moves]
+    moved += [f"{record.key} -> {record.path}" for record in plan.touched]
+    groups = {
+        "new": plan.new,
+        "changed": plan.changed,
+        "moved": moved,
+        "to be removed": [video.key for video in plan.removed],
+    }
+    print(f"{plan.num_unchanged} unchanged")
+    for title, names in groups.items():
+        print(f"{len(names)} {title}{':' if names else ''}")
+        for name in names[:_SHOWN_ROWS]:
+            print(f"  {printable(name)}")
+        if len(names) > _SHOWN_ROWS:
+            print(f"  ... and {len(names) - _SHOWN_ROWS} more (--json has all)")
+
+
+def _refresh_fields(result: RefreshResult) -> dict[str, object]:
+    plan = result.plan
+    return {
+        "store": result.store,
+        "dry_run": result.dry_run,
+        "exit_code": result.exit_code,
+        "stopped_by": None if result.stopped_by is None else str(result.stopped_by),
+        "unchanged": plan.num_unchanged,
+        "new": plan.new,
+        "changed": plan.changed,
+        "moved": [{"from": move.origin, "to": move.outcome.file.key} for move in plan.moves],
+        "moved_with_source": [record.key for record in plan.touched],
+        "removed": [video.key for video in plan.removed],
+        "kept": plan.num_kept,
+        "outside": plan.num_outside,
+        "problems": [f"{problem.path}: {problem.reason}" for problem in plan.problems],
+        "extracted": None if result.extracted is None else _without(result.extracted, "interrupted", "problems"),
+        "left": result.num_left,
+        "index": {"generation": result.generation, "updated": result.index_was_updated},
+        "videos": result.videos,
+        "seconds": result.seconds,
+    }
+
+
+def _without(record: Any, *names: str) -> dict[str, object]:
+    return {name: value for name, value in dataclasses.asdict(record).items() if name not in names}
 
 
 def show_index(report: IndexReport, as_json: bool) -> None:

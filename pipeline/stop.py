@@ -10,6 +10,10 @@ from types import FrameType
 from index_store.errors import InterruptedRunError
 
 
+class TerminatedError(BaseException):
+    """SIGTERM outside of work that can be asked to end: unwinds, so that temporary files are removed."""
+
+
 class StopRequest:
     """Remembers which signal asked the run to stop; 0 while none did."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,14 +13,15 @@ from typing import TYPE_CHECKING, Literal
 
 from index_store.errors import ComponentMissingError, InputError, InterruptedRunError
 from index_store.layout import Layout
-from index_store.records import VideoFile
+from index_store.records import VideoFile, VideoOutcome
 from index_store.settings import SamplingSettings, StoreSettings, TokenSettings, has_store_section
 from index_store.store import Store, StoreWriter
 from pipeline.plan import ExtractPlan, plan_extract
 from pipeline.progress import progress_bar
-from pipeline.stop import StopRequest, stop_on_signals
+from pipeline.stop import stop_on_signals
 from stages.decode_pool import DecodeTask
-from stages.scan import ScanResult, in_part, scan
+from stages.keys import in_part
+from stages.scan import ScanResult, scan
 
 if TYPE_CHECKING:
     import torch
@@ -103,14 +104,14 @@ def extract(job: ExtractJob) -> ExtractResult:
     """Run ``tbpipe extract``: everything that is finished is committed, however the run ends."""
     found = _scan(job)
     with stop_on_signals() as stop:
-        model, settings = _model_and_settings(job)
-        store = Store.open(job.store) if _is_store(job.store) else Store.create(job.store, settings)
+        model, settings = model_and_settings(job)
+        store = Store.open(job.store) if is_store(job.store) else Store.create(job.store, settings)
         with store.writer(job.lock_timeout) as writer:
             with store.snapshot() as snapshot:
                 plan = plan_extract(snapshot, found.files)
             if plan.moved:
                 writer.touch(plan.moved)
-            report = _run_extract(job, plan.tasks[: job.limit], model, settings, writer, stop)
+            report = run_extract(job, plan.tasks[: job.limit], model, settings, writer, stop)
     report.unchanged, report.moved = plan.num_unchanged, len(plan.moved)
     report.problems = [f"{problem.path}: {problem.reason}" for problem in found.problems]
     num_left = len(plan.tasks) - report.finished
@@ -124,9 +125,9 @@ def extract(job: ExtractJob) -> ExtractResult:
 def estimate(job: ExtractJob) -> Estimate:
     """Run ``tbpipe extract --dry-run``: what would be done, its bytes and its time; writes nothing."""
     found = _scan(job)
-    model, settings = _model_and_settings(job)
+    model, settings = model_and_settings(job)
     plan = ExtractPlan()
-    if _is_store(job.store):
+    if is_store(job.store):
         with Store.open(job.store).snapshot() as snapshot:
             plan = plan_extract(snapshot, found.files)
     else:
@@ -146,7 +147,8 @@ def estimate(job: ExtractJob) -> Estimate:
     )
 
 
-def _is_store(directory: Path) -> bool:
+def is_store(directory: Path) -> bool:
+    """Whether there is a store, or only what a store can be made in."""
     return has_store_section(Layout(directory).settings_path)
 
 
@@ -163,14 +165,14 @@ def _scan(job: ExtractJob) -> ScanResult:
     return found
 
 
-def _model_and_settings(job: ExtractJob) -> tuple[ClipModel, StoreSettings]:
+def model_and_settings(job: ExtractJob) -> tuple[ClipModel, StoreSettings]:
     """The model on its device, and the settings that the store has or will have.
 
     Raises FingerprintError, naming the differences, when the job asks for other settings than the store was made with.
     """
     from stages.models import load_model
 
-    pinned = Store.open(job.store).settings if _is_store(job.store) else None
+    pinned = Store.open(job.store).settings if is_store(job.store) else None
     name = job.model or (pinned.model.name if pinned else DEFAULT_MODEL)
     if pinned is not None and job.pretrained is None:
         same = name.replace(_QUICK_GELU, "") == pinned.model.name.replace(_QUICK_GELU, "")
@@ -200,14 +202,16 @@ def _tokens(job: ExtractJob, pinned: StoreSettings | None) -> TokenSettings:
     return TokenSettings(job.token_dtype or known.dtype, job.keep_tokens or known.keep)
 
 
-def _run_extract(
+def run_extract(
     job: ExtractJob,
     tasks: Sequence[ExtractTask],
     model: ClipModel,
     settings: StoreSettings,
     writer: StoreWriter,
-    stop: StopRequest,
+    should_stop: Callable[[], bool],
+    on_video: Callable[[VideoOutcome], None] = lambda outcome: None,
 ) -> ExtractReport:
+    """Extract these videos with a progress bar; what is finished when ``should_stop`` says so is committed."""
     from stages.extract import ExtractOptions, extract
     from stages.preprocess import Preprocessor
 
@@ -218,6 +222,11 @@ def _run_extract(
         _frame_source(job, model, settings.sampling) as source,
         progress_bar("extract", len(tasks), "videos", job.quiet) as advance,
     ):
+
+        def advance_and_tell(outcome: VideoOutcome) -> None:
+            advance(1)
+            on_video(outcome)
+
         return extract(
             tasks,
             source,
@@ -226,8 +235,8 @@ def _run_extract(
             settings,
             writer,
             options,
-            lambda outcome: advance(1),
-            stop,
+            advance_and_tell,
+            should_stop,
         )
 
 

@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 
 from index_store.errors import InputError
-from stages.scan import in_part, looks_like_video, scan, unique_key
+from stages.keys import in_part, unique_key
+from stages.looks import looks_like_video
+from stages.scan import scan
 
 MP4_HEAD = b"\x00\x00\x00\x18ftypmp42"
 
