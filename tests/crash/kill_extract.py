@@ -26,7 +26,7 @@ from index_store.store import Store
 from stages.synthetic.render import VideoFormat, render_corpus
 
 NUM_RENDERED = 12
-NUM_VIDEOS = 240
+NUM_VIDEOS = 120
 
 
 def make_corpus(folder: Path) -> Path:
@@ -60,7 +60,7 @@ def run_extract(videos: Path, store: Path) -> NoReturn:
                 "--device",
                 "cpu",
                 "--commit-bytes",
-                "2M",
+                "1M",
             ]
         )
     except SystemExit as end:

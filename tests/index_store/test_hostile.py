@@ -35,6 +35,7 @@ def mounted(directory: Path, options: str) -> Iterator[Path]:
 
 
 # 200 shard rows do not fit; or one does, and 1000 catalog rows do not
+@pytest.mark.slow
 @pytest.mark.parametrize(("num_ok", "num_bad"), [(200, 0), (1, 1000)])
 @pytest.mark.parametrize("free_pages", [0, 2, 8, 20])
 def test_a_full_disk_changes_nothing_and_is_no_obstacle_later(

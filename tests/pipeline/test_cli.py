@@ -68,6 +68,7 @@ def test_search_prints_a_table_and_json(finished_store: Path, run: Run) -> None:
     assert scores == sorted(scores, reverse=True)
 
 
+@pytest.mark.slow
 def test_a_second_run_computes_nothing(clips: Path, run: Run, tmp_path: Path) -> None:
     store = tmp_path / "store"
     first = run("extract", clips, "--store", store, *SMALL, "--limit", 2, "--json").json
@@ -110,6 +111,7 @@ def test_a_source_that_moved_as_a_whole_is_not_computed_again(clips: Path, run: 
         assert {record.path.parent for record in snapshot.videos()} == {tmp_path / "new"}
 
 
+@pytest.mark.slow
 def test_bad_files_are_quarantined_once_and_can_be_retried(clips: Path, run: Run, tmp_path: Path) -> None:
     videos, store = tmp_path / "videos", tmp_path / "store"
     shutil.copytree(clips, videos)
@@ -317,7 +319,7 @@ def test_a_stop_commits_what_is_finished(
 ) -> None:
     videos, store = tmp_path / "videos", tmp_path / "store"
     videos.mkdir()
-    for number in range(300):
+    for number in range(100):
         content = (clips / "clip_00000.mp4").read_bytes() + number.to_bytes(4, "big")  # trailing bytes: another content
         (videos / f"{number:03d}.mp4").write_bytes(content)
     process = start_extract(videos, store, "--commit-bytes", "500K", "--workers", "1")
@@ -331,10 +333,10 @@ def test_a_stop_commits_what_is_finished(
     assert time.monotonic() - before < 30
     assert "run the same command to go on" in err
     done = run("info", "--store", store, "--json").json["videos"]["ok"]
-    assert 0 < done < 300
+    assert 0 < done < 100
     assert not list(store.glob("**/.tmp-*"))
     rest = run("extract", videos, "--store", store, "--json").json
-    assert (rest["ok"], rest["unchanged"]) == (300 - done, done)
+    assert (rest["ok"], rest["unchanged"]) == (100 - done, done)
 
 
 @pytest.mark.slow

@@ -98,7 +98,7 @@ def test_what_cannot_be_finetuned_is_refused(folder: Path, run: Run, tmp_path: P
 
 def test_a_finetuned_run_that_was_stopped_goes_on_to_the_same_bytes(folder: Path, run: Run, tmp_path: Path) -> None:
     whole, cut = tmp_path / "whole.safetensors", tmp_path / "cut.safetensors"
-    options = (*LAST, "--set", "epochs=10", "--set", "gumbel=0.5")
+    options = (*LAST, "--set", "epochs=5", "--set", "gumbel=0.5")
     assert finetune(run, folder, whole, *options).code == 0
     data = ("--store", folder / "store", "--captions", folder / "captions.jsonl", "--output", cut, "--device", "cpu")
     command = (sys.executable, "-m", "pipeline", "train", *data, "--finetune", *QUICK, *options)
@@ -109,7 +109,7 @@ def test_a_finetuned_run_that_was_stopped_goes_on_to_the_same_bytes(folder: Path
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 130, errors
-    assert 0 < len(log.read_text().splitlines()) < 20
+    assert 0 < len(log.read_text().splitlines()) < 10
     assert finetune(run, folder, cut, *options).code == 0
     clip = ".clip.safetensors"
     assert cut.with_suffix(clip).read_bytes() == whole.with_suffix(clip).read_bytes()

@@ -41,7 +41,7 @@ def test_what_cannot_be_imported_is_one_line_and_code_17(run: Run, tmp_path: Pat
 def test_weights_beside_the_folder_of_their_model_are_refused(clips: Path, run: Run, tmp_path: Path) -> None:
     """A store remembers the weight file; the configuration must be found from there."""
     folder = save_folder(tmp_path / "model", reference_model(), QUICK_TINY)
-    elsewhere = save_state(reference_model(), tmp_path / "elsewhere.safetensors")
+    elsewhere = save_state(reference_model().state_dict(), tmp_path / "elsewhere.safetensors")
     done = run("extract", clips, "--store", tmp_path / "s", "--model", f"local-dir:{folder}", "--pretrained", elsewhere)
     refused(done, 2, str(elsewhere), str(folder), "put the file into that folder")
     assert not (tmp_path / "s").exists()

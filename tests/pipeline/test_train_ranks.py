@@ -1,10 +1,11 @@
-"""Two processes that torchrun starts, against one."""
+"""Two processes, as torchrun starts them, against one."""
 
 from __future__ import annotations
 
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -33,8 +34,7 @@ micro_lists = 8
 validation = 0.2
 evaluate_every = 5
 """
-TWO = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "pipeline")
-ONE = ("-m", "pipeline")
+TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "pipeline")
 UNTRAINED = "untrained.safetensors"
 MEASURED = ("broad_loss", "focused_loss", "focused_loss_v2t", "focused_first", "broad_first", "scale", "norm")
 
@@ -54,17 +54,44 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def start(program: tuple[str, ...], folder: Path, output: Path, *arguments: str) -> subprocess.Popen[str]:
-    command = (sys.executable, *program, "train", "--store", str(folder / "store"), "--preset", "small")
-    data = ("--captions", str(folder / "captions.jsonl"), "--recipe", str(folder / "recipe.toml"), "--device", "cpu")
+def arguments(folder: Path, output: Path, *more: str) -> list[str]:
+    """Of tbpipe, to train on the store in ``folder``."""
+    data = ("--store", str(folder / "store"), "--captions", str(folder / "captions.jsonl"))
+    settings = ("--preset", "small", "--recipe", str(folder / "recipe.toml"), "--device", "cpu")
+    return ["train", *data, *settings, "--output", str(output), "--json", *more]
+
+
+def start(command: list[str], **environment: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        (*command, *data, "--output", str(output), "--json", *arguments),
+        (sys.executable, *command),
         cwd=Path(__file__).resolve().parents[2],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "TBPIPE_DEBUG": "1"},
+        env={**os.environ, "OMP_NUM_THREADS": "1", "TBPIPE_DEBUG": "1", **environment},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
     )
+
+
+def run_two(command: list[str]) -> str:
+    """Run two ranks with what torchrun tells them, without its own process; gives what the first printed."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    ranks = [
+        start(
+            ["-m", "pipeline", *command],
+            RANK=rank,
+            LOCAL_RANK=rank,
+            WORLD_SIZE="2",
+            LOCAL_WORLD_SIZE="2",
+            MASTER_ADDR="127.0.0.1",
+            MASTER_PORT=port,
+        )
+        for rank in ("0", "1")
+    ]
+    printed = [process.communicate(timeout=300) for process in ranks]
+    assert [process.returncode for process in ranks] == [0, 0], printed
+    return printed[0][0]
 
 
 def steps(output: Path) -> list[dict[str, float]]:
@@ -81,7 +108,7 @@ def difference(one: Path, other: Path, untrained: Path) -> float:
 
 
 @pytest.fixture(scope="module")
-def alone(folder: Path) -> Path:
+def alone(folder: Path, run: Run) -> Path:
     """Weights that one process made; untrained ones are beside them."""
     store = Store.open(folder / "store")
     config = read_recipe(folder / "recipe.toml", PRESETS["small"])
@@ -91,27 +118,23 @@ def alone(folder: Path) -> Path:
         setup = Setup(corpus, config, torch.device("cpu"))
         objective = TokenBinderObjective(setup, store.settings, small_clip())
         objective.weights(objective.module.state_dict()).save(folder / UNTRAINED)
-    process = start(ONE, folder, folder / "alone.safetensors")
-    _, errors = process.communicate(timeout=300)
-    assert process.returncode == 0, errors
+    done = run(*arguments(folder, folder / "alone.safetensors"))
+    assert done.code == 0, done.err
     return folder / "alone.safetensors"
 
 
 def test_two_processes_make_the_weights_of_one(folder: Path, alone: Path, tmp_path: Path) -> None:
     output = tmp_path / "two.safetensors"
-    process = start(TWO, folder, output)
-    out, errors = process.communicate(timeout=300)
-    assert process.returncode == 0, errors
-    assert json.loads(out)["steps"] == 10
+    assert json.loads(run_two(arguments(folder, output)))["steps"] == 10
     assert sorted(path.name for path in tmp_path.iterdir()) == ["two.jsonl", "two.safetensors"]
     for one, other in zip(steps(alone), steps(output), strict=True):
         assert [other[name] for name in MEASURED] == pytest.approx([one[name] for name in MEASURED], rel=1e-3)
     assert difference(alone, output, folder / UNTRAINED) < 0.01
 
 
-def test_a_run_of_two_goes_on_alone_after_ctrl_c(folder: Path, alone: Path, tmp_path: Path) -> None:
+def test_a_run_of_two_goes_on_alone_after_ctrl_c(folder: Path, alone: Path, run: Run, tmp_path: Path) -> None:
     output = tmp_path / "w.safetensors"
-    process = start(TWO, folder, output)
+    process = start([*TORCHRUN, *arguments(folder, output)])
     log = output.with_suffix(".jsonl")
     while not (log.exists() and steps(output)) and process.poll() is None:
         time.sleep(0.02)
@@ -121,15 +144,14 @@ def test_a_run_of_two_goes_on_alone_after_ctrl_c(folder: Path, alone: Path, tmp_
     assert "run the same command to go on" in errors
     assert not output.exists()
     assert len(steps(output)) < len(steps(alone))
-    process = start(ONE, folder, output)
-    _, errors = process.communicate(timeout=300)
-    assert process.returncode == 0, errors
+    done = run(*arguments(folder, output))
+    assert done.code == 0, done.err
     assert difference(alone, output, folder / UNTRAINED) < 0.01
 
 
 def test_the_end_of_one_process_ends_all(folder: Path, tmp_path: Path) -> None:
     output = tmp_path / "w.safetensors"
-    process = start(TWO, folder, output, "--set", "epochs=500")
+    process = start([*TORCHRUN, *arguments(folder, output, "--set", "epochs=500")])
     log = output.with_suffix(".jsonl")
     while not (log.exists() and steps(output)) and process.poll() is None:
         time.sleep(0.02)
@@ -149,10 +171,10 @@ def test_two_processes_finetune_as_one_does(tmp_path: Path, run: Run) -> None:
     assert done.code == 0, done.err
     (tmp_path / "recipe.toml").write_text(RECIPE.replace("15", "7").replace("0.2", "0"))
     sorted((tmp_path / "videos").iterdir())[3].unlink()
-    for name, program in (("one", ONE), ("two", TWO)):
-        process = start(program, tmp_path, tmp_path / f"{name}.safetensors", "--finetune", "--set", "epochs=1.5")
-        _, errors = process.communicate(timeout=300)
-        assert process.returncode == 0, errors
+    how = ("--finetune", "--set", "epochs=1.5")
+    done = run(*arguments(tmp_path, tmp_path / "one.safetensors", *how))
+    assert done.code == 0, done.err
+    run_two(arguments(tmp_path, tmp_path / "two.safetensors", *how))
     for one, other in zip(*(steps(tmp_path / f"{name}.safetensors") for name in ("one", "two")), strict=True):
         assert [other[name] for name in MEASURED] == pytest.approx([one[name] for name in MEASURED], rel=1e-3)
     small = MODELS["tbpipe-small"] / "open_clip_model.safetensors"

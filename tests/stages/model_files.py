@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -56,9 +57,9 @@ def save_clip_vip(folder: Path, seed: int = 0) -> Path:
     return folder
 
 
-def save_state(model: torch.nn.Module, path: Path) -> Path:
-    """Write the model's state dict as safetensors."""
-    save_file({key: value.clone() for key, value in model.state_dict().items()}, path)
+def save_state(state: Mapping[str, Tensor], path: Path) -> Path:
+    """Write tensors as safetensors."""
+    save_file({key: value.contiguous() for key, value in state.items()}, path)
     return path
 
 
@@ -69,5 +70,5 @@ def save_folder(folder: Path, model: CLIP, config: dict[str, Any] | None = None,
     (folder / "open_clip_config.json").write_text(json.dumps(content))
     lines = "\n".join(["#version", *MERGES])
     (folder / "bpe_merges.txt.gz").write_bytes(gzip.compress(lines.encode(), mtime=0))
-    save_state(model, folder / "open_clip_model.safetensors")
+    save_state(model.state_dict(), folder / "open_clip_model.safetensors")
     return folder

@@ -267,6 +267,7 @@ def test_a_cut_or_damaged_pickle_is_an_input_error(tmp_path: Path) -> None:
             continue
 
 
+@pytest.mark.slow
 def test_a_pickle_of_other_things_or_of_endless_text_is_no_caption_file(tmp_path: Path) -> None:
     write(tmp_path / "test_list.txt", "a\n")
     line = ["word"] * 50

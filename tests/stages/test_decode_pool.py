@@ -137,7 +137,7 @@ def test_bad_files_cost_themselves_only(clip: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", BAD)
 def test_a_bad_file_gets_the_same_reason_first_and_last_on_every_run(name: str, clip: Path) -> None:
-    for names in ([name], [name, "good.mp4"], ["good.mp4", name], ["good_1.mp4", "good_2.mp4", name, "good_3.mp4"]):
+    for names in ([name, "good.mp4"], ["good_1.mp4", "good_2.mp4", name]):
         paths = copies(clip, names)
         with DecodePool(UNIFORM, num_workers=1, timeout_seconds=2.0, memory_bytes=512 << 20, decoders=ODD) as pool:
             assert states(pool, paths) == [BAD.get(path.name, "ok") for path in paths]
@@ -275,6 +275,7 @@ def test_frames_stay_valid_after_release_for_whoever_still_looks_at_them(clip: P
     pixels[:] = 0  # and they may be written to
 
 
+@pytest.mark.slow
 def test_closing_is_quick_whatever_the_workers_do(clip: Path) -> None:
     paths = copies(clip, ["good.mp4", "hang_1.mp4", "hang_2.mp4"])
     with DecodePool(UNIFORM, num_workers=2, timeout_seconds=1000, decoders=ODD) as pool:

@@ -152,6 +152,7 @@ def test_a_corpus_is_all_that_is_searched_and_groups_of_texts_are_ranked_by_thei
     assert to_text.num_answers == len(ranks) < len(texts)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["sinkhorn", "dual-softmax", "qb-norm"])
 def test_normalised_scores_equal_brute_force(
     store: Store, scores: tuple[NDArray[np.float32], NDArray[np.float64]], method: Method

@@ -13,6 +13,7 @@ from stages.search import unit_length
 SIZES = ("_QUERIES_PER_PRODUCT", "_VECTORS_PER_PRODUCT", "_PAIRS_PER_PART")
 
 
+@pytest.mark.slow
 @given(st.integers(0, 10_000), st.integers(1, 7), st.integers(1, 40), st.integers(1, 9), st.sampled_from([0, 1e-6, 1]))
 @settings(deadline=None)
 def test_exact_ranks_in_blocks_equal_the_sorted_order(

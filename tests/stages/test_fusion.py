@@ -99,6 +99,7 @@ def compare_plainly(layer: torch.nn.Module, hidden: Tensor) -> Tensor:
     return result
 
 
+@pytest.mark.slow
 @torch.no_grad()
 @pytest.mark.parametrize("num_candidates", [1, 2, 7])
 def test_folded_projections_give_the_scores_of_the_plain_form(num_candidates: int) -> None:

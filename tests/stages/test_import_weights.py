@@ -98,6 +98,7 @@ DIRECT: dict[str, Callable[[], Reranker]] = {
 """The head of each system, made by its constructor."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("source", DIRECT)
 def test_imported_weights_score_like_the_same_numbers_set_directly(source: str, tmp_path: Path) -> None:
     state = tiny_checkpoint(source)
@@ -234,6 +235,7 @@ def test_a_tensor_that_is_missing_or_of_another_shape_is_named(source: str, name
     assert f"tensor {name} is" in message or f"tensor {letters} is" in message
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("source", SOURCES)
 def test_a_tensor_that_nobody_knows_is_named(source: str, tmp_path: Path) -> None:
     prefix = {"clip-vip": "clipmodel.", "openai-clip": ""}.get(source, "clip.")
@@ -259,6 +261,7 @@ def test_the_two_predictors_of_ucofia_are_told_apart_by_shape(kind: str, width: 
     assert "in_conv.1.weight is [24, 48], expected [12, 24]" in refusal("ts2net", with_b, tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("source", SOURCES)
 def test_a_checkpoint_of_another_system_says_whose_it_is(source: str, tmp_path: Path) -> None:
     for other in SOURCES:

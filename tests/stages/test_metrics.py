@@ -83,6 +83,7 @@ def test_metrics_equal_those_of_trec_eval(drawn: tuple[NDArray[np.float64], NDAr
     assert found.mean_rank == pytest.approx(np.mean(theirs_ranks))
 
 
+@pytest.mark.slow
 @given(judged_scores())
 def test_one_right_answer_makes_recall_and_success_the_same(
     drawn: tuple[NDArray[np.float64], NDArray[np.bool_]],

@@ -60,6 +60,7 @@ def test_sinkhorn_holds_where_exponentials_do_not() -> None:
     assert np.isfinite(columns).all()
 
 
+@pytest.mark.slow
 @given(st.integers(0, 10_000), st.integers(1, 12), st.integers(1, 9), st.integers(1, 2000))
 @settings(deadline=None)
 def test_blocks_give_what_the_whole_gives(seed: int, num_queries: int, num_answers: int, block_bytes: int) -> None:

@@ -23,6 +23,7 @@ def shapes_of(config: dict[str, Any]) -> dict[str, Tensor]:
         return CLIP(**config).state_dict()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_openais_architectures_are_known_by_their_shapes(name: str) -> None:
     known = resolve(name, "", MODELS)

@@ -118,6 +118,7 @@ def path_of(store: Store, shard: int = 1) -> Path:
     return path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", RERANKERS)
 def test_scores_are_the_same_and_no_tokens_are_read(store: Store, tokens_read: list[int], name: str) -> None:
     expected = ranked(store, RERANKERS[name]())
@@ -198,6 +199,7 @@ def test_a_second_run_does_only_what_is_new(store: Store, tokens_read: list[int]
     assert tokens_read == []
 
 
+@pytest.mark.slow
 def test_what_was_made_with_something_else_is_not_used(store: Store, tokens_read: list[int]) -> None:
     others = [ucofia(seed=1), ucofia(official=True), make_reranker("ucofia"), make_reranker("x-clip")]
     expected = [ranked(store, other) for other in others]
@@ -235,6 +237,7 @@ def test_every_option_and_every_weight_counts() -> None:
     assert {video_side_of(part).head for part in whole.parts} == {whole.scorer}  # type: ignore[union-attr]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("place", [0.5, 0.999, -1.0])
 def test_a_flipped_byte_is_not_used_and_verify_mends_it(store: Store, tokens_read: list[int], place: float) -> None:
     expected = ranked(store, ucofia())

@@ -36,6 +36,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
     return made
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "settings", [settings_with(), settings_with("int8"), settings_with(keep="2"), settings_with(keep="cls")]
 )

@@ -89,6 +89,7 @@ def fixed_batch(corpus: PairCorpus, size: int = 6) -> Batch:
     return Batch(positions, [corpus.captions[position][0] for position in positions])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", FORMS)
 def test_every_method_lowers_its_loss_on_a_fixed_batch(form: str, data: Data) -> None:
     config = replace(TINY, **FORMS[form])
@@ -114,6 +115,7 @@ def test_every_method_lowers_its_loss_on_a_fixed_batch(form: str, data: Data) ->
     assert changed >= {name for name in before if name.endswith(("out_proj.weight", "out_conv.0.weight"))}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", FORMS)
 def test_what_is_written_ranks_as_what_was_trained(form: str, data: Data, tmp_path: Path) -> None:
     store, path = data[0], tmp_path / "head.safetensors"

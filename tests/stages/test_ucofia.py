@@ -68,6 +68,7 @@ def expect_transcribed(
         assert scores[row, column].item() == pytest.approx(expected, abs=tolerance)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", [(4, 6, 16), (1, 1, 16), (3, 2, 16), (12, 7, 64)])
 def test_it_equals_its_formulas_without_weights(shape: tuple[int, int, int]) -> None:
     queries, candidates = draw(num_queries=9, shape=shape)
@@ -75,6 +76,7 @@ def test_it_equals_its_formulas_without_weights(shape: tuple[int, int, int]) -> 
     assert make_reranker("ucofia").name == "ucofia"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("predictor", [PredictorA, PredictorB])
 def test_it_equals_its_formulas_with_weights(predictor: type[PredictorA] | type[PredictorB]) -> None:
     queries, candidates = draw(num_queries=9, shape=(FRAMES, 6, 16))
@@ -123,6 +125,7 @@ def test_the_released_evaluation_leaves_a_matrix_out() -> None:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_words", [3, WORDS, 14])
 def test_scores_with_weights_do_not_depend_on_the_batch(num_words: int) -> None:
     queries, candidates = draw(num_queries=40, shape=(FRAMES, 6, 64), num_words=num_words)
