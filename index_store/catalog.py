@@ -406,7 +406,8 @@ class Catalog(CatalogUpkeep):
 
     def _rows(self, sql: str, values: Sequence[object] = ()) -> Iterator[Any]:
         with _translated(self._layout):
-            yield from self._connection.execute(sql, tuple(values))
+            for row in self._connection.execute(sql, tuple(values)):  # noqa: UP028
+                yield row  # "yield from" would close the cursor of a generator that is dropped after its connection
 
     def _has_table(self, name: str) -> bool:
         return self._first("SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = ?", (name,)) is not None

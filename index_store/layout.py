@@ -6,6 +6,8 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from index_store.errors import DamageError
+
 FORMAT_VERSION = 1
 """Grows when an older tbpipe could misread what a newer one wrote; part of the fingerprint."""
 
@@ -79,12 +81,20 @@ class Layout:
         return self.directory / f"{name}-wal", self.directory / f"{name}-shm"
 
     def shard_path(self, name: str) -> Path:
-        """The feature file with this catalog name."""
-        return self.shards_directory / name
+        """The feature file with this catalog name. Raises DamageError for a name that no shard has."""
+        return self.shards_directory / self._checked(name, _SHARD_NAME)
 
     def generation_path(self, name: str) -> Path:
-        """The directory of the index generation with this catalog name."""
-        return self.index_directory / name
+        """The directory of the index generation with this catalog name. Raises DamageError for any other name."""
+        return self.index_directory / self._checked(name, _GENERATION_NAME)
+
+    def _checked(self, name: str, pattern: re.Pattern[str]) -> str:
+        """A name such as ``../../home`` in a catalog of unknown origin must not lead out of the store."""
+        if not pattern.fullmatch(name):
+            raise DamageError(
+                f"{self.catalog_path} names {name!r}, and no shard or index has such a name; restore it from a copy"
+            )
+        return name
 
 
 def shard_name(shard_id: int) -> str:

@@ -45,6 +45,10 @@ TEXT_COLUMNS = ("text", "query", "sentence", "caption", "description")
 
 _LINE_ENDS = str.maketrans({"\x85": "\\u0085", "\u2028": "\\u2028", "\u2029": "\\u2029"})
 """What str.splitlines takes for the end of a line and JSON does not escape."""
+_ESCAPED = re.compile(
+    r"%(?=[0-9A-Fa-f]{2})|[\s\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\udc80-\udcff]"
+)
+"""What must not be in the columns of a TREC file."""
 _ROWS_PER_GROUP = 65_536  # rows that a Parquet writer holds in memory
 
 
@@ -179,11 +183,11 @@ def write_ranking(path: str | Path, rankings: Iterable[Ranking], tag: str = "tbp
 def escape_id(identity: str) -> str:
     """``identity`` without white space, for the columns of a TREC file.
 
-    White space, control characters and bytes that are not UTF-8 become ``%`` and two hexadecimal digits a byte; a ``%``
-    is escaped only where it would be read as such an escape, so that ordinary names stay as they are.
-    ``unescape_id`` undoes it.
+    White space, control characters, those that turn the direction of writing, and bytes that are not UTF-8 become ``%``
+    and two hexadecimal digits a byte; a ``%`` is escaped only where it would be read as such an escape, so that
+    ordinary names stay as they are. ``unescape_id`` undoes it.
     """
-    return re.sub(r"%(?=[0-9A-Fa-f]{2})|[\s\x00-\x1f\x7f-\x9f\udc80-\udcff]", _percent, identity)
+    return _ESCAPED.sub(_percent, identity)
 
 
 def unescape_id(escaped: str) -> str:

@@ -92,7 +92,9 @@ def decode_video(
 ) -> FrameBatch:
     """Ask one decoder after the other for the chosen frames; when none can give all, keep what is left of the file.
 
-    PyAV is always the last one asked. ``is_damaged``: the file is known to be; ``notes``: what is to be said already.
+    PyAV is always the last one asked, and the only one for a file that is known to be damaged (``is_damaged``): decord
+    reads ahead in a thread of its own, and whether it gets to the damage before it is done differs from run to run.
+    ``notes``: what is to be said already.
     """
     frames = choose_frames(video.table, sampling)
     size_bytes = len(frames) * video.width * video.height * 3
@@ -102,7 +104,7 @@ def decode_video(
         )
         raise DecodeError("out_of_memory", detail)
     refusals = list(notes)
-    for name in dict.fromkeys([*decoders, LAST_DECODER]):
+    for name in dict.fromkeys([*(() if is_damaged else decoders), LAST_DECODER]):
         try:
             decoder = load_decoder(name)
             pictures = decoder.fetch(video, frames)

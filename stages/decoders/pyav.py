@@ -101,6 +101,9 @@ concat, sdp, image2, ...) and devices. Audio formats are in, so that their error
 
 OPEN_OPTIONS = {"protocol_whitelist": "file", "format_whitelist": ",".join(FORMATS)}
 
+NO_SAMPLES = "its video track has no samples, or none of a codec that is known"
+"""One text for both: of some broken files FFmpeg finds now the one, now the other."""
+
 SKIPPABLE_CODECS = {"h264", "mpeg4", "mpeg1video", "mpeg2video"}
 """Codecs in which a picture that is marked as not referred to is never needed by another one."""
 
@@ -141,6 +144,8 @@ def open_video(path: str) -> Iterator[OpenVideo]:
         if not isinstance(stream, VideoStream) or stream.disposition & av.stream.Disposition.attached_pic:
             kinds = sorted({other.type for other in container.streams})
             raise DecodeError("no_video_stream", f"its streams are: {', '.join(kinds)}")
+        if stream.codec_context is None:  # whatever the types say
+            raise DecodeError("no_frame", NO_SAMPLES)
         stream.thread_count = 1
         yield list_frames(path, container, stream)
 
@@ -167,7 +172,7 @@ def list_frames(path: str, container: InputContainer, stream: VideoStream) -> Op
         pts = len(shown) if packet.pts is None else packet.pts
         shown.append(Listed(pts, packet.duration or 0, packet.is_keyframe, pts if packet.dts is None else packet.dts))
     if not shown:
-        raise DecodeError("no_frame", "its video track has no samples")
+        raise DecodeError("no_frame", NO_SAMPLES)
     is_timed = not num_without_time and len({frame.pts for frame in shown}) == len(shown)
     if num_without_time:
         rate = float(stream.average_rate or stream.guessed_rate or 25)

@@ -39,11 +39,12 @@ CLIPS: dict[str, tuple[str, dict[str, object], bool]] = {
     "h264 turned by -90 degrees": ("mp4", {"rotation": -90}, True),
     "h264 turned by 180 degrees": ("mp4", {"rotation": 180}, True),
     "hevc": ("mp4", {"codec": "libx265", "options": {"x265-params": "log-level=none:keyint=8:bframes=3"}}, False),
-    "mpeg4 in AVI": ("avi", {"codec": "mpeg4", "options": {"g": "8"}}, True),
+    "mpeg4 in AVI": ("avi", {"codec": "mpeg4", "options": {"g": "8"}}, False),
     "mpeg4 with B-frames in AVI": ("avi", {"codec": "mpeg4", "options": {"g": "8", "bf": "2"}}, False),
+    "mpeg4 in MP4": ("mp4", {"codec": "mpeg4", "options": {"g": "8"}}, False),
     "mpeg2 in a program stream": ("mpg", {"codec": "mpeg2video", "rate": 25, "options": {"g": "6", "bf": "2"}}, False),
     "vp9": ("webm", {"codec": "libvpx-vp9", "options": {"g": "10", "cpu-used": "8"}}, True),
-    "mjpeg": ("avi", {"codec": "mjpeg", "pixels": "yuvj420p"}, True),
+    "mjpeg": ("avi", {"codec": "mjpeg", "pixels": "yuvj420p"}, False),
     "gif": ("gif", {"codec": "gif", "pixels": "rgb8"}, False),
     "raw h264": ("h264", {"options": {"g": "10", "bf": "2"}}, False),
 }
@@ -168,10 +169,11 @@ def test_fetching_by_time_and_by_count_agree(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_frames_with_times_in_the_wrong_order_are_counted(assets: Path) -> None:
-    with opened(assets / "videos" / "woman_drinking_cup.avi") as video:  # AVI has no place for the times of B-frames
+    path = assets / "videos" / "woman_drinking_cup.avi"  # AVI has no place for the times of B-frames
+    with opened(path) as video:
         chosen = choose_frames(video.table, SamplingSettings("uniform", 4))
         assert fetch_by_time(video, chosen) is None
-        assert np.array_equal(pyav.DECODER.fetch(video, chosen), decord.DECODER.fetch(video, chosen))
+        assert np.array_equal(pyav.DECODER.fetch(video, chosen), plain_decode(path)[chosen])
 
 
 @contextmanager

@@ -313,7 +313,9 @@ NO_FRAMES = {
 }
 PARTIAL = {"bit_flips.mp4", "cut_mid_mdat.mp4", "real_corrupted_missing_pps.mp4", "truncated.mkv"}
 GIFS_IN_CORPUS = {"cricket_match", "flamenco_stage", "fruit_conveyor", "newtons_cradle", "pigs_polka", "store_aisle"}
-BY_PYAV_IN_CORPUS = GIFS_IN_CORPUS | {"cockatoo"}  # 4:4:4, which decord decodes to noise from a later key frame on
+MPEG4_AND_AVI_IN_CORPUS = {"man_dog_snow", "night_crossing", "space_needle", "woman_drinking_cup"}
+# cockatoo is 4:4:4, which decord decodes to noise from a later key frame on
+BY_PYAV_IN_CORPUS = GIFS_IN_CORPUS | MPEG4_AND_AVI_IN_CORPUS | {"cockatoo"}
 
 
 @pytest.mark.slow
@@ -358,3 +360,19 @@ def thumbnails_of(batch: FrameBatch) -> np.ndarray:
     """Mean grey of 20 x 20 blocks, float [n, 9, 16]."""
     grey = batch.frames.astype(np.float32).mean(axis=-1)
     return grey.reshape(len(grey), 9, 20, 16, 20).mean(axis=(2, 4))
+
+
+def test_a_codec_that_nobody_knows_is_a_reason(tmp_path: Path) -> None:
+    path = write_clip(tmp_path / "clip.mp4", 5)
+    path.write_bytes(path.read_bytes().replace(b"avc1", b"zzzz"))
+    assert reason_of(path) == "no_frame"
+
+
+def test_of_a_file_that_is_cut_off_only_pyav_is_asked(tmp_path: Path) -> None:
+    path = write_clip(tmp_path / "clip.mp4", 60, muxer={"movflags": "faststart"}, options={"g": "10"})
+    os.truncate(path, path.stat().st_size - 200)
+    batch = decode(path, SamplingSettings("uniform", 4))
+    assert len(batch.frames) == 4
+    assert batch.is_partial
+    assert batch.note == "the file is cut off: 200 bytes are missing at its end"
+    assert batch.decoder.startswith("pyav")
