@@ -73,12 +73,13 @@ class CatalogUpkeep(ABC):
 
     # -- rows that move or are lost -----------------------------------------------------------------------------------
 
-    def owners(self, shard_id: int) -> dict[int, list[RowOwner]]:
-        """The videos of each row of a shard, by row. Reads the whole table of videos."""
-        found: dict[int, list[RowOwner]] = {}
-        sql = "SELECT row, id, key, checksum FROM videos WHERE shard = ? ORDER BY row, id"
-        for row, *owner in self._rows(sql, (shard_id,)):
-            found.setdefault(row, []).append(RowOwner(*owner))
+    def owners(self, shard_ids: Sequence[int]) -> dict[int, dict[int, list[RowOwner]]]:
+        """The videos of each row of these shards: shard -> row -> videos. Reads the whole table of videos."""
+        found: dict[int, dict[int, list[RowOwner]]] = {shard_id: {} for shard_id in shard_ids}
+        marks = ", ".join("?" * len(shard_ids))
+        sql = f"SELECT shard, row, id, key, checksum FROM videos WHERE shard IN ({marks}) ORDER BY shard, row, id"
+        for shard_id, row, *owner in self._rows(sql, shard_ids):
+            found[shard_id].setdefault(row, []).append(RowOwner(*owner))
         return found
 
     def move_videos(self, ids: Sequence[int], shard_id: int, row: int) -> None:

@@ -45,7 +45,7 @@ from index_store.prepared import (
 )
 from index_store.prepared_check import PreparedFault, prepared_faults
 from index_store.readers import is_read, reader_lock
-from index_store.records import SEARCHABLE, ShapeError, VideoOutcome, VideoRecord, VideoStatus
+from index_store.records import SEARCHABLE, ShapeError, VideoFeatures, VideoOutcome, VideoRecord, VideoStatus
 from index_store.seal import seal_again, unsealed_while_changing
 from index_store.settings import StoreSettings, has_store_section, read_settings, write_settings
 
@@ -292,6 +292,37 @@ class StoreWriter:
                 self._catalog.keep_generations(NUM_GENERATIONS_KEPT)
         return generation_id
 
+    def rewrite(self, kept: Sequence[KeptRow], dropped: Sequence[int], lost: Sequence[int] = ()) -> None:
+        """Give rows of other shards a new one, retire the shards ``dropped``, and take the features of videos ``lost``.
+
+        All or nothing. ``lost``: ids; they are quarantined as damaged, and the next extract computes them again.
+        Videos whose row only moves have not changed. Raises DamageError, and nothing is changed, for a kept row that is
+        not what was committed; NoSpaceError, NotWritableError.
+        """
+        shard_id = self._catalog.next_shard_id()
+        path = self._layout.shard_path(shard_name(shard_id))
+        with self._removed_on_failure(path):
+            info = None
+            if kept:
+                with replacing(path) as temporary:
+                    info = write_shard(temporary, self._settings, [row.features for row in kept])
+                    _require_same_rows(kept, info.checksums)
+            with self._catalog.transaction():
+                if lost:
+                    self._catalog.count_commit()
+                    self._catalog.lose_features(lost, "the stored features were damaged")
+                if info is not None:
+                    self._catalog.add_shard(info.record(shard_id, path.name, self._settings.fingerprint))
+                    for number, row in enumerate(kept):
+                        self._catalog.move_videos([owner.id for owner in row.owners], shard_id, number)
+                for number in dropped:
+                    self._catalog.retire_shard(number)
+
+    def retire_generation(self, generation_id: int) -> None:
+        """Take an index generation out of use; its directory goes when nobody can be reading it."""
+        with self._catalog.transaction():
+            self._catalog.retire_generation(generation_id)
+
     def remove_retired(self) -> None:
         """Remove shards and indexes that the catalog named once and that no reader can be about to open."""
         retired = self._catalog.retired()
@@ -355,6 +386,26 @@ class StoreWriter:
             if isinstance(error, OSError):
                 raise from_os_error(error, path) from error
             raise
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class KeptRow:
+    """A row of a shard that goes on in another one."""
+
+    owners: Sequence[RowOwner]
+    """The videos that have it; one at least."""
+    features: VideoFeatures
+
+
+def _require_same_rows(kept: Sequence[KeptRow], checksums: Sequence[str]) -> None:
+    """Raise DamageError unless what was written is what was committed."""
+    for row, checksum in zip(kept, checksums, strict=True):
+        owner = row.owners[0]
+        if checksum != owner.checksum:
+            raise DamageError(
+                f"features of {owner.key} (id {owner.id}) have checksum {checksum}, {owner.checksum} was committed; "
+                "run 'tbpipe repair'"
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -542,9 +593,14 @@ class Snapshot:
         datasets = {spec.name: spec.dtype for spec in self._specs.values()}
         return faults or self._catalog.content_faults(self.settings.fingerprint, datasets)
 
-    def owners(self, shard_id: int) -> dict[int, list[RowOwner]]:
-        """The videos of each row of a shard, by row."""
-        return self._catalog.owners(shard_id)
+    def owners(self, shard_ids: Sequence[int]) -> dict[int, dict[int, list[RowOwner]]]:
+        """The videos of each row of these shards (a few hundred at most): shard -> row -> videos, all by number."""
+        return self._catalog.owners(shard_ids)
+
+    @property
+    def num_retired(self) -> int:
+        """Shards and generations that are out of use and still there, for readers of an older commit."""
+        return len(self._catalog.retired())
 
     def file_names(self) -> set[str]:
         """Names of the shards and generations that are real, and of those that a reader may still be using."""

@@ -40,6 +40,8 @@ class Problem:
     """What is wrong, with what was expected."""
     remedy: str
     """What brings it back."""
+    number: int = 0
+    """Of the shard or generation; 0 for other parts."""
 
     def __str__(self) -> str:
         """One line."""
@@ -61,9 +63,11 @@ class VerifyReport:
     num_generations: int = 0
     bytes_read: int = 0
 
-    def add(self, part: Part, path: str, record: str, found: str, remedy: str = "tbpipe repair") -> None:
-        """Note a problem. A remedy that is a command is asked for in full."""
-        self.problems.append(Problem(part, path, record, found, remedy))
+    def add(
+        self, part: Part, path: str, record: str, found: str, remedy: str = "run 'tbpipe repair'", number: int = 0
+    ) -> None:
+        """Note a problem."""
+        self.problems.append(Problem(part, path, record, found, remedy, number))
 
 
 def verify(directory: Path, read_data: bool = False, on_bytes: Advance = lambda count: None) -> VerifyReport:
@@ -136,18 +140,24 @@ def _name_rows(layout: Layout, snapshot: Snapshot, shard: ShardRecord, fault: st
     path = layout.shard_path(shard.name)
     name = str(path.relative_to(layout.directory))
     before = len(report.problems)
-    owners = snapshot.owners(shard.id)
+    owners = snapshot.owners([shard.id])[shard.id]
     if not path.exists():
         keys = [owner.key for row in owners.values() for owner in row]
-        report.add("shard", name, f"{len(keys)} videos (first: {keys[0] if keys else 'none'})", fault)
+        report.add("shard", name, f"{len(keys)} videos (first: {keys[0] if keys else 'none'})", fault, number=shard.id)
         return
     with shard_rows(path, shard) as rows:
         for row, videos in owners.items():
             if not rows.is_intact(row, videos[0].checksum):
                 names = ", ".join(f"{owner.key} (id {owner.id})" for owner in videos)
-                report.add("shard", name, f"{names} in row {row}", f"{fault}; its checksum differs")
+                report.add("shard", name, f"{names} in row {row}", f"{fault}; its checksum differs", number=shard.id)
     if len(report.problems) == before:
-        report.add("shard", name, "outside every video (structure, padding or a row that is not in use)", fault)
+        report.add(
+            "shard",
+            name,
+            "outside every video (structure, padding or a row that is not in use)",
+            fault,
+            number=shard.id,
+        )
 
 
 def _check_generations(layout: Layout, snapshot: Snapshot, report: VerifyReport, on_bytes: Advance) -> None:
@@ -156,7 +166,13 @@ def _check_generations(layout: Layout, snapshot: Snapshot, report: VerifyReport,
     for generation in generations:
         for name, found in generation_faults(generation, report.read_data):
             path = str((generation.path / name).relative_to(layout.directory))
-            report.add("index", path, f"generation {generation.id} ({generation.num_vectors} vectors)", found)
+            report.add(
+                "index",
+                path,
+                f"generation {generation.id} ({generation.num_vectors} vectors)",
+                found,
+                number=generation.id,
+            )
         if report.read_data and generation.path.is_dir():
             size_bytes = sum(path.stat().st_size for path in generation.path.iterdir())
             report.bytes_read += size_bytes
