@@ -72,17 +72,23 @@ class IndexManifest:
     """Vectors when it was last built anew, and trained; the rows behind them were added since."""
 
     def to_json(self) -> str:
-        """JSON text with one field a line."""
-        return json.dumps(dataclasses.asdict(self), indent=1) + "\n"
+        """JSON text with one field a line; the last one is the SHA-256 of the text without it."""
+        fields = dataclasses.asdict(self)
+        fields["checksum"] = hashlib.sha256(json.dumps(fields, indent=1).encode()).hexdigest()
+        return json.dumps(fields, indent=1) + "\n"
 
     @classmethod
     def from_json(cls, text: str) -> IndexManifest:
         """The manifest that ``to_json`` wrote; raises ValueError, TypeError or KeyError for anything else."""
         fields = json.loads(text)
+        checksum = fields.pop("checksum", "")  # early manifests have none
         fields["index"], fields["ids"] = FileDigest(**fields["index"]), FileDigest(**fields["ids"])
         fields["recall"] = None if fields["recall"] is None else Recall(**fields["recall"])
         fields.setdefault("num_built", fields["num_vectors"])  # before indexes were updated, all were built anew
-        return cls(**fields)
+        manifest = cls(**fields)
+        if checksum and text != manifest.to_json():
+            raise ValueError("its checksum differs")
+        return manifest
 
     def write(self, directory: Path) -> None:
         """Write it beside the files that it vouches for."""

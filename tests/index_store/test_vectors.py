@@ -5,6 +5,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import faiss
@@ -229,8 +230,7 @@ def test_an_index_of_another_store_or_format_is_refused(tmp_path: Path) -> None:
     built().save(tmp_path, "fp")
     with pytest.raises(FingerprintError, match=r"fp.*other"):
         VectorIndex.open(tmp_path, "other")
-    text = (tmp_path / MANIFEST_FILE).read_text().replace('"format_version": 1', '"format_version": 99')
-    (tmp_path / MANIFEST_FILE).write_text(text)
+    replace(read_manifest(tmp_path), format_version=99).write(tmp_path)
     with pytest.raises(StoreError, match="99"):
         VectorIndex.open(tmp_path, "fp")
 
