@@ -134,7 +134,7 @@ def _live_rows(store: Store, batch: _Batch) -> Sequence[KeptRow]:
     kept = []
     for shard in batch.shards:
         path = layout.shard_path(shard.name)
-        with shard_rows(path, shard) as rows:
+        with shard_rows(path, shard, store.settings) as rows:
             for row, videos in owners[shard.id].items():
                 features = rows.features(row)
                 if features is None:

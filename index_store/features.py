@@ -76,7 +76,7 @@ class ShardInfo:
 
 
 def dataset_specs(settings: StoreSettings) -> tuple[DatasetSpec, ...]:
-    """The datasets of every shard made with these settings, in file order and in the order that checksums use."""
+    """The datasets of every shard made with these settings, in the order that checksums use."""
     frames, tokens, width = settings.token_shape
     quantised = settings.tokens.dtype == "int8"
     return (

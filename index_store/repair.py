@@ -117,7 +117,7 @@ def _repair_shard(store: Store, writer: StoreWriter, shard_id: int, report: Repa
         owners = snapshot.owners([shard_id])[shard_id]
     path = layout.shard_path(shard.name)
     name = str(path.relative_to(layout.directory))
-    with shard_rows(path, shard) as rows:
+    with shard_rows(path, shard, store.settings) as rows:
         if _is_written_again(path, shard, rows, store.settings):
             report.restored.append(name)
             return

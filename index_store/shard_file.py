@@ -14,8 +14,9 @@ from pathlib import Path
 import numpy as np
 
 from index_store.catalog import ShardRecord
-from index_store.features import Array, record_checksum
+from index_store.features import Array, dataset_specs, record_checksum
 from index_store.records import VideoFeatures
+from index_store.settings import StoreSettings
 
 _BLOCK_BYTES = 1 << 20
 
@@ -38,13 +39,16 @@ def file_fault(path: Path, size_bytes: int, sha256: str, read_data: bool) -> str
 class ShardRows:
     """The rows of a shard file that may be damaged; made by ``shard_rows``."""
 
-    def __init__(self, descriptor: int, record: ShardRecord) -> None:
-        self._descriptor, self._record = descriptor, record
+    def __init__(self, descriptor: int, record: ShardRecord, settings: StoreSettings) -> None:
+        self._descriptor = descriptor
+        by_name = {dataset.name: dataset for dataset in record.datasets}
+        # checksums use this order, which need not be that of the file
+        self._datasets = [by_name[spec.name] for spec in dataset_specs(settings)]
 
     def read(self, row: int) -> dict[str, Array] | None:
         """One row of every dataset, whatever it holds; None where the file ends before or cannot be read."""
         found = {}
-        for dataset in self._record.datasets:
+        for dataset in self._datasets:
             try:
                 content = os.pread(self._descriptor, dataset.row_bytes, dataset.offset + row * dataset.row_bytes)
             except OSError:
@@ -69,14 +73,14 @@ class ShardRows:
 
 
 @contextlib.contextmanager
-def shard_rows(path: Path, record: ShardRecord) -> Iterator[ShardRows]:
+def shard_rows(path: Path, record: ShardRecord, settings: StoreSettings) -> Iterator[ShardRows]:
     """Read rows of a file that may be damaged or missing."""
     try:
         descriptor = os.open(path, os.O_RDONLY)
     except OSError:
         descriptor = -1  # every read fails
     try:
-        yield ShardRows(descriptor, record)
+        yield ShardRows(descriptor, record, settings)
     finally:
         if descriptor >= 0:
             os.close(descriptor)

@@ -63,6 +63,11 @@ class VerifyReport:
     num_generations: int = 0
     bytes_read: int = 0
 
+    @property
+    def is_catalog_damaged(self) -> bool:
+        """Then nothing else can be looked at: the catalog says what it must be."""
+        return any(problem.part == "catalog" for problem in self.problems)
+
     def add(
         self, part: Part, path: str, record: str, found: str, remedy: str = "run 'tbpipe repair'", number: int = 0
     ) -> None:
@@ -83,13 +88,13 @@ def verify(directory: Path, read_data: bool = False, on_bytes: Advance = lambda 
         report.add("settings", layout.settings_path.name, "[store]", str(error), "restore it from a copy")
         return report
     _check_seal(layout, report)
-    if not report.problems:
+    if not report.is_catalog_damaged:
         try:
             with Store(layout.directory, settings).snapshot() as snapshot:
                 _check_snapshot(layout, snapshot, report, on_bytes)
         except (DamageError, ValueError, TypeError) as error:  # the last two: numbers or JSON that are none
             report.add("catalog", layout.catalog_path.name, "the database", str(error))
-    if any(problem.part == "catalog" for problem in report.problems):
+    if report.is_catalog_damaged:
         report.notes.append("the other files were not looked at: the catalog, which says what they must be, is damaged")
     return report
 
@@ -111,7 +116,7 @@ def _check_seal(layout: Layout, report: VerifyReport) -> None:
 def _check_snapshot(layout: Layout, snapshot: Snapshot, report: VerifyReport, on_bytes: Advance) -> None:
     for fault in snapshot.catalog_faults(report.read_data):
         report.add("catalog", layout.catalog_path.name, "the database", fault)
-    if report.problems:
+    if report.is_catalog_damaged:
         return
     report.num_videos = snapshot.num_searchable
     _check_shards(layout, snapshot, report, on_bytes)
@@ -145,7 +150,7 @@ def _name_rows(layout: Layout, snapshot: Snapshot, shard: ShardRecord, fault: st
         keys = [owner.key for row in owners.values() for owner in row]
         report.add("shard", name, f"{len(keys)} videos (first: {keys[0] if keys else 'none'})", fault, number=shard.id)
         return
-    with shard_rows(path, shard) as rows:
+    with shard_rows(path, shard, snapshot.settings) as rows:
         for row, videos in owners.items():
             if not rows.is_intact(row, videos[0].checksum):
                 names = ", ".join(f"{owner.key} (id {owner.id})" for owner in videos)

@@ -13,6 +13,7 @@ import click
 
 from pipeline import __version__
 from pipeline.group import Group
+from pipeline.keep_cli import compact, repair, verify
 from pipeline.options import (
     Bytes,
     Keep,
@@ -582,3 +583,7 @@ def demo(as_json: bool, **options: Any) -> None:
     from pipeline.demo import run_demo
 
     report.show_demo(run_demo(**options), as_json)
+
+
+for command in (verify, repair, compact):
+    main.add_command(command)

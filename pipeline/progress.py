@@ -18,7 +18,7 @@ from rich.progress import (
 )
 from rich.text import Text
 
-Advance = Callable[[int], None]
+Advance = Callable[[float], None]
 
 
 class _Rate(ProgressColumn):

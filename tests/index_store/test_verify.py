@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ import pytest
 from index_store.catalog import IndexManifestFields
 from index_store.errors import DamageError, StoreLockedError, StoreMissingError
 from index_store.repair import RepairReport, repair
+from index_store.settings import SamplingSettings
 from index_store.store import Snapshot, Store
 from index_store.vectors import VectorIndex
 from index_store.verify import Problem, verify
@@ -192,10 +194,14 @@ def test_a_damaged_catalog_is_named_to_the_byte_and_put_back(store: Store) -> No
 def test_a_damaged_seal_is_made_again(store: Store) -> None:
     content = (store.directory / "catalog.seal").read_bytes()
     flip(store.directory / "catalog.seal", 100)
-    (problem,) = found(store, read_data=False)
-    assert (problem.part, problem.path, problem.found) == ("seal", "catalog.seal", "its first header is damaged")
-    assert repair(store.directory).restored == ["catalog.seal"]
-    assert (store.directory / "catalog.seal").read_bytes() == content
+    flip(store.directory / SHARD, place_of(store, "tokens", 1))
+    seal, shard = found(store)
+    assert (seal.part, seal.path, seal.found) == ("seal", "catalog.seal", "its first header is damaged")
+    assert shard.part == "shard"
+    report = repair(store.directory)
+    assert (report.restored, report.lost) == (["catalog.seal"], ["b", "e"])
+    assert (store.directory / "catalog.seal").read_bytes() != content
+    assert found(store) == []
 
 
 def test_damage_without_a_seal_is_found_and_only_a_copy_helps(store: Store) -> None:
@@ -240,6 +246,28 @@ def test_int8_stores_are_repaired_alike(tmp_path: Path) -> None:
     assert repair(store.directory).lost == ["b"]
     fill(store, ok("b", 2, INT8_SETTINGS))
     assert whole(store) == before
+
+
+def test_large_rows_are_told_apart_too(tmp_path: Path) -> None:
+    """HDF5 puts large datasets at whole pages and small ones between them: not in the order of the checksums."""
+    settings = replace(SETTINGS, model=replace(SETTINGS.model, embed_dim=128), sampling=SamplingSettings("uniform", 12))
+    store = Store.create(tmp_path / "store", settings)
+    fill(store, *[ok(str(number), number, settings) for number in range(9)])
+    before = whole(store)
+    for name in ("tokens", "frame_mask", "pooled"):
+        number = shard_number(store)
+        flip(store.directory / "shards" / f"{number:08d}.h5", place_of(store, name, 4, number))
+        (problem,) = found(store)
+        assert "in row 4" in problem.record
+        (lost,) = repair(store.directory).lost
+        fill(store, ok(lost, int(lost), settings))
+        assert whole(store) == before
+
+
+def shard_number(store: Store) -> int:
+    """The shard that has the most rows."""
+    with store.snapshot() as snapshot:
+        return max(snapshot.shards(), key=lambda shard: shard.num_rows).id
 
 
 def test_a_reader_keeps_what_repair_replaces(store: Store) -> None:
