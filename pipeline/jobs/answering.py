@@ -87,8 +87,10 @@ def choose_methods(names: str | None, weights: Sequence[Path]) -> list[Choice]:
     return chosen
 
 
-def open_answering(store: Store, snapshot: Snapshot, options: AnsweringOptions) -> Answering:
-    """Open index and text tower and make the reranker.
+def open_answering(
+    store: Store, snapshot: Snapshot, options: AnsweringOptions, index: VectorIndex | None = None
+) -> Answering:
+    """Open index (unless it is open already) and text tower and make the reranker.
 
     Raises StoreMissingError without an index, UsageError for a reranker that does not exist or lacks its weights,
     FingerprintError for weights of another model.
@@ -102,7 +104,7 @@ def open_answering(store: Store, snapshot: Snapshot, options: AnsweringOptions) 
     weights = options.weights
     method = _method(options.method, weights)
     reranker = None if method == TOKEN_BINDER or weights is not None else make_reranker(method)
-    index = open_index(snapshot)
+    index = open_index(snapshot) if index is None else index
     model = text_model(store, options.pretrained, options.device)
     if method == TOKEN_BINDER:
         reranker = _token_binder(store, model, weights)
