@@ -28,6 +28,7 @@ from pipeline.options import (
     memory_option,
     method_option,
     normalise_option,
+    official_option,
     pretrained_now_option,
     quiet_option,
     split_option,
@@ -261,6 +262,7 @@ def refresh(as_json: bool, log_format: Any, **options: Any) -> None:
 @store_option
 @method_option
 @weights_option
+@official_option
 @click.option("--verify", is_flag=True, help="Read what was prepared before, too, and compute damaged videos again.")
 @device_option
 @lock_timeout_option
@@ -298,6 +300,7 @@ def prepare(as_json: bool, **options: Any) -> None:
 )
 @method_option
 @weights_option
+@official_option
 @normalise_option
 @bank_option
 @top_k_option
@@ -327,6 +330,7 @@ def rerank(as_json: bool, **options: Any) -> None:
 @click.option("--num", type=click.IntRange(min=1), default=10, show_default=True, help="Hits to print.")
 @method_option
 @weights_option
+@official_option
 @top_k_option
 @memory_option
 @device_option
@@ -380,6 +384,7 @@ def search(as_json: bool, **options: Any) -> None:
     multiple=True,
     help="What 'tbpipe train' or 'tbpipe import-weights' wrote; may be given more than once.",
 )
+@official_option
 @normalise_option
 @bank_option
 @top_k_option

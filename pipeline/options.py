@@ -101,6 +101,11 @@ weights_option = click.option(
     default=None,
     help="What 'tbpipe train' wrote, or NAME.head.safetensors of 'tbpipe import-weights'.",
 )
+official_option = click.option(
+    "--official",
+    is_flag=True,
+    help="Compute as the authors' released code does, padding and all, to compare with its numbers.",
+)
 top_k_option = click.option(
     "--top-k", type=click.IntRange(min=1), default=50, show_default=True, help="Candidates of the broad view (K)."
 )

@@ -22,11 +22,13 @@ class _Kept:
     sentence: Tensor
     """float32 [D]."""
     words: Tensor
-    """float32 [w, D], without padding."""
+    """float32 [w, D], without padding unless that is kept."""
     word_mask: Tensor
     """bool [w]."""
     indicators: Tensor | None
     """float32 [M, D]."""
+    has_padding: bool
+    """As in TextFeatures."""
 
     @property
     def size_bytes(self) -> int:
@@ -82,7 +84,12 @@ class TextCache:
 def _taken_apart(features: TextFeatures) -> Iterator[_Kept]:
     """Each text by itself; copies, so that one that is kept does not keep its batch."""
     mask = features.word_mask.cpu()
-    lengths = ((mask * torch.arange(1, mask.shape[1] + 1)).amax(dim=1) if mask.shape[1] else mask.sum(dim=1)).tolist()
+    if features.has_padding:
+        lengths = [mask.shape[1]] * len(mask)
+    else:
+        lengths = (
+            (mask * torch.arange(1, mask.shape[1] + 1)).amax(dim=1) if mask.shape[1] else mask.sum(dim=1)
+        ).tolist()
     sentence, words = features.sentence.cpu(), features.words.cpu()
     indicators = None if features.indicators is None else features.indicators.cpu()
     for row, length in enumerate(lengths):
@@ -91,6 +98,7 @@ def _taken_apart(features: TextFeatures) -> Iterator[_Kept]:
             words[row, :length].clone(),
             mask[row, :length].clone(),
             None if indicators is None else indicators[row].clone(),
+            features.has_padding,
         )
 
 
@@ -103,4 +111,5 @@ def _stacked(kept: Sequence[_Kept]) -> TextFeatures:
         torch.stack([pad(one.words, (0, 0, 0, longest - len(one.words))) for one in kept]),
         torch.stack([pad(one.word_mask, (0, longest - len(one.word_mask))) for one in kept]),
         torch.stack(indicators) if indicators else None,
+        kept[0].has_padding,
     )

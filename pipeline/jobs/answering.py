@@ -46,6 +46,11 @@ class AnsweringOptions(Protocol):
         """auto, cpu or cuda."""
         ...
 
+    @property
+    def official(self) -> bool:
+        """The sums of the authors' released code, padding and all."""
+        ...
+
 
 Choice = tuple[str | None, Path | None]
 """A method and its weights; None as in AnsweringOptions."""
@@ -58,6 +63,8 @@ class Answering:
     index: VectorIndex
     model: ClipModel
     reranker: Reranker
+    method: str
+    """For people: the reranker's name, and whether it follows released code."""
     warnings: tuple[str, ...]
 
 
@@ -112,12 +119,45 @@ def open_answering(
         assert weights is not None
         reranker = open_reranker(weights, method, store.settings, model)
     warnings = [BroadView(snapshot, index).staleness]
+    name = reranker.name
+    if options.official:
+        from stages.rerankers.released import words_read
+
+        changes, warning = follow_released_code(store, reranker, options.pretrained, options.device)
+        name += "+official" * changes
+        warnings.append(warning)
+        num_words = words_read(reranker)
+        if num_words is not None:
+            model.keep_padding(num_words)
     if model.device.type == "cuda":
         warnings.append(index.copy_to_gpus())
-    return Answering(index, model, reranker, tuple(warning for warning in warnings if warning))
+    return Answering(index, model, reranker, name, tuple(warning for warning in warnings if warning))
 
 
-def make_head(store: Store, method: str | None, weights: Path | None, device: torch.device) -> Reranker:
+def follow_released_code(store: Store, reranker: Reranker, pretrained: str | None, device: str) -> tuple[bool, str]:
+    """What ``--official`` asks for, on the side of the videos: whether anything changes, and what is to be said.
+
+    Raises UsageError for a method without released code.
+    """
+    from stages.rerankers import released
+
+    if not released.follow_released_code(reranker):
+        return False, ""
+    if not released.needs_padding_frame(reranker):
+        return True, ""
+    images = store_model(store, pretrained, device, store.settings.model.compute_dtype, "image")
+    if images.sees_videos:
+        return True, (
+            f"--official: what {images.name} makes of missing frames depends on the video and is not stored; videos "
+            f"with fewer than {store.settings.sampling.frames} frames are scored with zeros in their place"
+        )
+    released.set_padding_frame(reranker, images, store.settings.tokens.keep, images.device)
+    return True, ""
+
+
+def make_head(
+    store: Store, method: str | None, weights: Path | None, device: torch.device, official: bool = False
+) -> Reranker:
     """The reranker alone, without index and text tower: enough to prepare videos. Errors as of ``open_answering``."""
     from stages.rerankers import TOKEN_BINDER, make_reranker
     from stages.rerankers.head_weights import open_head
@@ -125,9 +165,14 @@ def make_head(store: Store, method: str | None, weights: Path | None, device: to
     method = _method(method, weights)
     if method == TOKEN_BINDER:
         raise UsageError(f"preparing saves nothing for {method}, which compares candidates with each other")
-    if weights is None:
-        return make_reranker(method)
-    return open_head(weights, method, store.settings).reranker(weights, device)
+    reranker = (
+        make_reranker(method)
+        if weights is None
+        else open_head(weights, method, store.settings).reranker(weights, device)
+    )
+    if official:
+        follow_released_code(store, reranker, None, device.type)
+    return reranker
 
 
 def _method(method: str | None, weights: Path | None) -> str:

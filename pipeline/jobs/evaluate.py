@@ -40,6 +40,7 @@ class EvaluateJob:
     direction: Direction = "both"
     method: str | None = None
     weights: Path | None = None
+    official: bool = False
     normalise: Method | None = None
     bank: Path | None = None
     top_k: int = 50
@@ -124,7 +125,7 @@ def _evaluate(
         return EvaluateResult(
             text_to_video=evaluation.text_to_video(advance) if asks_texts else None,
             video_to_text=evaluation.video_to_text(advance) if asks_videos else None,
-            method=answering.reranker.name + (f"+{job.normalise}" if job.normalise else ""),
+            method=answering.method + (f"+{job.normalise}" if job.normalise else ""),
             weights=job.weights,
             num_videos=snapshot.num_searchable,
             num_captioned=evaluation.num_captioned,

@@ -22,6 +22,7 @@ class PrepareJob:
     store: Path
     method: str | None = None
     weights: Path | None = None
+    official: bool = False
     device: str = "auto"
     verify: bool = False
     lock_timeout: float = 0.0
@@ -38,7 +39,7 @@ def prepare(job: PrepareJob) -> PrepareReport:
     from stages.prepare import prepare as run
 
     device = choose_device(job.device)
-    reranker = make_head(store, job.method, job.weights, device)
+    reranker = make_head(store, job.method, job.weights, device, job.official)
     with ExitStack() as stack:
 
         def advance(total: int) -> Advance:

@@ -29,6 +29,7 @@ class RerankJob:
     output: Path
     method: str | None = None
     weights: Path | None = None
+    official: bool = False
     top_k: int = 50
     memory: int = 512 << 20
     device: str = "auto"
@@ -60,6 +61,7 @@ class SearchJob:
     num: int = 10
     method: str | None = None
     weights: Path | None = None
+    official: bool = False
     top_k: int = 50
     memory: int = 512 << 20
     device: str = "auto"
@@ -140,7 +142,7 @@ def _answering(
 
         yield _Answering(
             rank=rank,
-            method=opened.reranker.name + (f"+{normalise}" if normalise else ""),
+            method=opened.method + (f"+{normalise}" if normalise else ""),
             top_k=min(job.top_k, len(opened.index)),
             warnings=opened.warnings,
         )

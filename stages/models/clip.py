@@ -47,6 +47,8 @@ class TextFeatures:
     """bool [T, W], True = start, word or end of text."""
     indicators: Tensor | None = None
     """float32 [T, M, D], the query indicators I_1..I_M of a model that has some; I_1 is the sentence."""
+    has_padding: bool = False
+    """True: W is the same for all texts, and masked words are what the tower makes of padding."""
 
 
 class ClipModel:
@@ -73,6 +75,7 @@ class ClipModel:
         self._text: text.TextTower | None = None
         self._tokenizer: Tokenizer | None = None
         self._indicators: Tensor | None = None
+        self._num_words: int | None = None
 
     def settings(self) -> ModelSettings:
         """What must be equal for two feature sets to be comparable."""
@@ -147,6 +150,8 @@ class ClipModel:
         """
         tower, tokenizer = self.query_side()
         ids = tokenizer(texts)
+        if self._num_words is not None:
+            ids = text.cut(ids, self._num_words, tokenizer.end_id)
         mask = text.word_mask(ids, tokenizer.end_id)
         lengths = self._lengths_to_run(tower, mask)
         longest = max(lengths, default=1)
@@ -162,8 +167,9 @@ class ClipModel:
                     tower, ids[rows, :length], mask[rows].sum(dim=1) - 1
                 )
         mask = mask[:, :longest].to(self.device)
-        words.masked_fill_(~mask[..., None], 0)
-        return TextFeatures(sentence, words, mask, indicators if number else None)
+        if self._num_words is None:
+            words.masked_fill_(~mask[..., None], 0)
+        return TextFeatures(sentence, words, mask, indicators if number else None, self._num_words is not None)
 
     def query_side(self) -> tuple[text.TextTower, Tokenizer]:
         """The text tower and its tokenizer. Raises UsageError for a model that was loaded without."""
@@ -217,10 +223,20 @@ class ClipModel:
         fill(tower.module, weights, "text.", path)
         tower.module.to(self.device)
 
+    def keep_padding(self, num_words: int) -> None:
+        """From now on texts are cut to W = ``num_words`` tokens and keep what the tower makes of their padding.
+
+        Raises UsageError for a tower without a causal mask: W would change the texts themselves.
+        """
+        tower, tokenizer = self.query_side()
+        if not tower.may_be_cut:
+            raise UsageError(f"model {self.name} has no causal text tower, which the released code was written for")
+        self._num_words = min(num_words, tokenizer.context_length)
+
     def _lengths_to_run(self, tower: text.TextTower, mask: Tensor) -> list[int]:
         """The number of positions each text of mask [T, W] runs with: one of a few, depending on that text alone."""
         context_length = mask.shape[1]
-        if not tower.may_be_cut:
+        if not tower.may_be_cut or self._num_words is not None:
             return [context_length] * len(mask)
         choices = [length for length in TEXT_LENGTHS if length < context_length] + [context_length]
         return [next(length for length in choices if length >= needed) for needed in mask.sum(dim=1).tolist()]

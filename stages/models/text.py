@@ -118,6 +118,14 @@ def build(architecture: Architecture) -> TextTower:
     return TextTower(module)
 
 
+def cut(ids: Tensor, num_words: int, end_id: int) -> Tensor:
+    """The first ``num_words`` positions of ids int64 [T, W]; a text that does not end there has its end at the last."""
+    first = ids[:, :num_words].clone()
+    goes_on = ~(first == end_id).any(dim=1)
+    first[goes_on, -1] = end_id
+    return first
+
+
 def word_mask(ids: Tensor, end_id: int) -> Tensor:
     """Bool [T, W], True from the first position to the first end-of-text token of each row of ids [T, W]."""
     ends = (ids == end_id).int()

@@ -139,6 +139,7 @@ class EercfHead(TemporalHead):
 
     def videos(self, tokens: Tensor, frame_mask: Tensor) -> EercfVideos:
         """Everything about c videos that no query changes."""
+        tokens = self.padded(tokens, frame_mask)
         taking_part = torch.ones_like(frame_mask) if self.official else frame_mask
         if self.weights.patch_strong and not self.official:  # weight 0 times a number that is none would be none
             tokens = tokens.masked_fill(~frame_mask[..., None, None], 0.0)

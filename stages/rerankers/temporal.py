@@ -44,6 +44,9 @@ class TemporalHead(nn.Module):
     makes them; ``load_state_dict`` gives them the trained ones.
     """
 
+    padding_frame: Tensor | None = None
+    """float32 [P, D], what a frame that is padding holds for a head that follows the released code; None: as stored."""
+
     def __init__(
         self, width: int = 0, num_layers: int = 0, num_heads: int | None = None, num_positions: int = NUM_POSITIONS
     ) -> None:
@@ -52,6 +55,12 @@ class TemporalHead(nn.Module):
         self.logit_scale = nn.Parameter(torch.zeros(()))
         self.frame_position_embeddings = nn.Embedding(num_positions, width) if num_layers else None
         self.transformerClip = Transformer(width, num_layers, num_heads) if num_layers else None
+
+    def padded(self, tokens: Tensor, frame_mask: Tensor) -> Tensor:
+        """Tokens [c, F, P, D] with ``padding_frame`` where mask bool [c, F] is False."""
+        if self.padding_frame is None:
+            return tokens
+        return torch.where(frame_mask[..., None, None], tokens, self.padding_frame[: tokens.shape[2]])
 
     def temporal(self, frames: Tensor, frame_mask: Tensor) -> Tensor:
         """The frames and what the blocks make of them: x + blocks(x + positions).

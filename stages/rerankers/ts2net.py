@@ -75,6 +75,7 @@ class Ts2NetHead(TemporalHead):
         """Everything about c videos that no query changes; see ``PairScorer``. ``noise``: that of ``TokenSelector``."""
         if self.transformerClip is None:
             return _prepared(tokens[:, :, 0], frame_mask)
+        tokens = self.padded(tokens, frame_mask)
         selected = self.visual_token_selector(tokens, None if self.official else frame_mask, noise)
         return self.of_selected(selected, frame_mask)
 

@@ -133,6 +133,7 @@ class UcofiaHead(TemporalHead):
 
     def videos(self, tokens: Tensor, frame_mask: Tensor, noise: Tensor | None = None) -> UcofiaVideos:
         """Frames, video and patches as texts meet them. ``noise``: that of ``TokenSelector``."""
+        tokens = self.padded(tokens, frame_mask)
         selected = self.visual_token_selector(tokens, None if self.official else frame_mask, noise)
         return self.of_selected(tokens[:, :, 0], selected, frame_mask)
 

@@ -149,7 +149,8 @@ class XClipHead(TemporalHead):
 
     def videos(self, tokens: Tensor, frame_mask: Tensor) -> XClipVideos:
         """Frames and video as words and sentences meet them."""
-        raw = tokens[:, :, 0] if self.official else without_padding(tokens[:, :, 0], frame_mask)
+        frames = self.padded(tokens, frame_mask)[:, :, 0]
+        raw = frames if self.official else without_padding(frames, frame_mask)
         frames = normalize(raw, dim=-1)
         contextual = frames if self.transformerClip is None else normalize(self.temporal(raw, frame_mask), dim=-1)
         pooled = mean_direction(contextual, frame_mask).unsqueeze(1)
