@@ -48,6 +48,11 @@ class StandingJob:
         """As ``AnsweringOptions`` has it."""
         return self.asked.weights
 
+    @property
+    def official(self) -> bool:
+        """Never: the sums of released code are for comparison."""
+        return False
+
 
 @dataclass(frozen=True, slots=True)
 class StandingReport:
