@@ -132,7 +132,7 @@ bank_option = click.option(
     type=click.Path(path_type=Path),
     default=None,
     help="Captions or queries to learn that from, not those asked: sinkhorn and qb-norm need them.  [default for "
-    "dual-softmax: the queries themselves]",
+    "dual-softmax: the queries themselves; for the others with --dataset: a training caption of each video]",
 )
 split_option = click.option(
     "--split", default="", help="Only the captions whose field 'split' says this; of a benchmark, the split."

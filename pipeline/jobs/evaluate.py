@@ -91,12 +91,31 @@ def evaluate(job: EvaluateJob) -> EvaluateResult:
 def compare(job: EvaluateJob, choices: Sequence[Choice]) -> list[EvaluateResult]:
     """Run ``tbpipe evaluate`` with each of some methods, on the same texts; ``job`` says everything else."""
     read = _reader(job)
-    bank = read_bank(job.normalise, job.bank, needs_bank=job.direction != "v2t")
+    bank, remark = _bank(job)
     store = Store.open(job.store)
     with store.snapshot() as snapshot:
         known = read({record.key: record.id for record in snapshot.videos(SEARCHABLE)})
+        known = replace(known, warnings=(*known.warnings, *remark))
         jobs = [replace(job, method=method, weights=weights) for method, weights in choices]
         return [_evaluate(one, store, snapshot, known, bank) for one in jobs]
+
+
+def _bank(job: EvaluateJob) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The texts to normalise with, and what is to be said about them.
+
+    Of a benchmark they are, unless told otherwise, captions that it is trained on: the first one of each video. Errors
+    as of ``read_bank``, InputError where the annotation files have no training captions.
+    """
+    needs_bank = job.normalise in ("sinkhorn", "qb-norm") and job.direction != "v2t"
+    if job.bank is not None or not needs_bank or job.dataset is None or job.annotations is None:
+        return read_bank(job.normalise, job.bank, needs_bank=needs_bank), ()
+    dataset = find_dataset(job.dataset)
+    try:
+        split = dataset.read(job.annotations, dataset.train)
+    except InputError as error:
+        raise InputError(f"--normalise {job.normalise} needs training captions, or --bank FILE: {error}") from error
+    bank = tuple(video.captions[0] for video in split.videos)
+    return bank, (f"--normalise {job.normalise}: the bank is the first captions of the {len(bank)} videos of {split}",)
 
 
 def _evaluate(

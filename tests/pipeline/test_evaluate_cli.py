@@ -294,6 +294,26 @@ def test_of_a_benchmark_its_videos_alone_are_searched(finished_store: Path, run:
     assert "4 queries, 4 groups of captions" in table
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["sinkhorn", "qb-norm"])
+def test_the_bank_of_a_benchmark_is_its_training_captions(
+    finished_store: Path, run: Run, benchmark: Path, method: str
+) -> None:
+    asked = ("--dataset", "msvd", "--annotations", benchmark, "--direction", "t2v", "--normalise", method)
+    said = {"clip_00004": ["a blue square", "not the first"], "elsewhere_1_2": ["a red star"]}
+    path = benchmark / "msvd" / "captions_msvd.json"
+    write(path, {**json.loads(path.read_text()), **said})
+    arguments = ("evaluate", "--store", finished_store, *asked)
+    one_line_error(run(*arguments), 17, f"--normalise {method} needs training captions, or --bank", "train_list.txt")
+    write(benchmark / "msvd" / "train_list.txt", "\n".join(said))
+    done = evaluate(run, finished_store, *asked, "--json")
+    assert f"--normalise {method}: the bank is the first captions of the 2 videos of msvd train" in done.err
+    write(benchmark / "bank.txt", "a blue square\na red star\n")
+    given = evaluate(run, finished_store, *asked, "--bank", benchmark / "bank.txt", "--json")
+    assert given.json["text_to_video"] == done.json["text_to_video"]
+    assert "the bank is" not in given.err
+
+
 def test_a_benchmark_gives_what_its_captions_give(finished_store: Path, run: Run, benchmark: Path) -> None:
     """Where the split is the whole store and every video has one caption, both ways must say the same."""
     texts = {f"clip_{number:05d}": [f"a red shape {number}"] for number in range(6)}
