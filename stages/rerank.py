@@ -14,11 +14,11 @@ import torch
 from numpy.typing import NDArray
 
 from index_store.errors import StoreError
-from index_store.records import Hit, Query, Ranking, VideoRecord
+from index_store.records import Hit, Query, Ranking
 from index_store.store import FrameEmbeddingBatch, Snapshot
 from index_store.vectors import SearchResult, VectorIndex
 from stages.rerankers.base import QueryBatch, Reranker
-from stages.search import BroadView, EncodedQueries, TextEncoder, best_moments, encode_queries, unit_length
+from stages.search import BroadView, EncodedQueries, TextEncoder, best_moments, encode_queries
 from stages.token_batches import DEFAULT_MEMORY_BYTES, ahead
 from stages.video_source import LoadedVideos, VideoSource, open_source
 
@@ -32,7 +32,7 @@ class _Batch:
     queries: list[Query]
     features: QueryBatch
     result: SearchResult
-    records: dict[int, VideoRecord]
+    keys: dict[int, str]
     """Of every candidate, by video id."""
     index: NDArray[np.int64]
     """int64 [B, K], row of ``videos``; -1 = no candidate."""
@@ -99,16 +99,16 @@ def _read(
     """Look up the candidates and read the distinct ones, those with the most visitors first."""
     ids, counts = np.unique(result.ids[result.ids >= 0], return_counts=True)
     ids = ids[np.argsort(-counts, kind="stable")]
-    records = snapshot.by_ids(ids.tolist())
-    rows: dict[tuple[int | None, int | None], int] = {}
-    row_of = np.array([rows.setdefault((record.shard, record.row), len(rows)) for record in records], np.int64)
+    keys = {video_id: key for video_id, key, _ in snapshot.names(ids.tolist())}
+    rows: dict[tuple[int, int], int] = {}
+    row_of = np.array([rows.setdefault(place, len(rows)) for place in snapshot.locations(ids.tolist())], np.int64)
     firsts = np.unique(row_of, return_index=True)[1]
     videos = source.read(ids[firsts].tolist())
     by_id = np.argsort(ids)
     index = np.full(result.ids.shape, -1, np.int64)
     here = result.ids >= 0
     index[here] = row_of[by_id[np.searchsorted(ids, result.ids[here], sorter=by_id)]]
-    return _Batch(queries, features, result, {record.id: record for record in records}, index, videos, videos.frames())
+    return _Batch(queries, features, result, keys, index, videos, videos.frames())
 
 
 # -- scoring ----------------------------------------------------------------------------------------------------------
@@ -121,7 +121,7 @@ def _score(reranker: Reranker, batch: _Batch) -> NDArray[np.float32]:
     wrong = ~np.isfinite(scores) & (batch.index >= 0)
     if wrong.any():
         row, column = np.argwhere(wrong)[0]
-        key = batch.records[int(batch.result.ids[row, column])].key
+        key = batch.keys[int(batch.result.ids[row, column])]
         raise StoreError(
             f"{reranker.name} gives query {batch.queries[row].id!r} and video {key!r} the score {scores[row, column]}; "
             "their features may be damaged: extract them into a new store"
@@ -132,17 +132,17 @@ def _score(reranker: Reranker, batch: _Batch) -> NDArray[np.float32]:
 def _rankings(batch: _Batch, scores: NDArray[np.float32]) -> Iterator[Ranking]:
     """The candidates of each query by focused score; equal scores by video id."""
     sentence = batch.features.sentence.cpu().numpy()
-    frames = unit_length(batch.frames.embeddings)
+    frames = batch.frames
     for row, query in enumerate(batch.queries):
         places = np.flatnonzero(batch.index[row] >= 0)
         ids = batch.result.ids[row, places]
         places = places[np.lexsort((ids, -scores[row, places]))]
         videos = batch.index[row, places]
         moments = best_moments(
-            sentence[row], frames[videos], batch.frames.frame_mask[videos], batch.frames.timestamps_seconds[videos]
+            sentence[row], frames.embeddings[videos], frames.frame_mask[videos], frames.timestamps_seconds[videos]
         )
         hits = [
-            Hit(video_id, batch.records[video_id].key, broad, focused, moment)
+            Hit(video_id, batch.keys[video_id], broad, focused, moment)
             for video_id, broad, focused, moment in zip(
                 batch.result.ids[row, places].tolist(),
                 batch.result.scores[row, places].tolist(),

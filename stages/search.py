@@ -121,9 +121,7 @@ def search(
         for row, query in enumerate(batch):
             ids = result.ids[row][result.ids[row] >= 0].tolist()
             frames = snapshot.read_frame_embeddings(ids)
-            moments = best_moments(
-                sentence[row], unit_length(frames.embeddings), frames.frame_mask, frames.timestamps_seconds
-            )
+            moments = best_moments(sentence[row], frames.embeddings, frames.frame_mask, frames.timestamps_seconds)
             hits = [
                 Hit(record.id, record.key, score, moment_seconds=moment)
                 for record, score, moment in zip(
@@ -135,22 +133,38 @@ def search(
 
 def best_moments(
     sentence: NDArray[np.float32],
-    frames: NDArray[np.float32],
+    frames: NDArray[np.floating],
     frame_mask: NDArray[np.bool_],
     timestamps_seconds: NDArray[np.float64],
 ) -> NDArray[np.float64]:
     """Seconds [K] into each video of the frame that fits the sentence best; the first of equally good ones.
 
-    sentence float32 [D]; frames float32 [K, F, D], unit length; frame_mask bool [K, F], True = real frame.
+    sentence float32 [D]; frames [K, F, D] of any length; frame_mask bool [K, F], True = real frame.
     """
-    cosines = np.where(frame_mask, np.einsum("kfd,d->kf", frames, sentence), -np.inf)
+    wide = _float32(frames)
+    cosines = np.where(frame_mask, np.einsum("kfd,d->kf", wide, sentence) / _lengths(wide), -np.inf)
     best: NDArray[np.float64] = np.take_along_axis(timestamps_seconds, cosines.argmax(axis=1)[:, None], axis=1)[:, 0]
     return best
 
 
 def unit_length(vectors: NDArray[np.floating] | NDArray[np.int8]) -> NDArray[np.float32]:
     """``vectors`` as float32 with length 1 over the last axis; a zero vector stays zero."""
-    wide: NDArray[np.float32] = vectors.astype(np.float32)
-    norms = np.sqrt(np.einsum("...d,...d->...", wide, wide)).clip(min=1e-12)
-    wide /= norms[..., None]
+    wide = _float32(vectors)
+    wide /= _lengths(wide)[..., None]
     return wide
+
+
+def _float32(vectors: NDArray[np.floating] | NDArray[np.int8]) -> NDArray[np.float32]:
+    """A copy as float32. Of float16, torch makes it in a tenth of numpy's time; the numbers are the same."""
+    if vectors.dtype != np.float16:
+        return vectors.astype(np.float32)
+    import torch
+
+    wide: NDArray[np.float32] = torch.from_numpy(np.ascontiguousarray(vectors)).float().numpy()
+    return wide
+
+
+def _lengths(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Over the last axis, never 0."""
+    lengths: NDArray[np.float32] = np.sqrt(np.einsum("...d,...d->...", vectors, vectors)).clip(min=1e-12)
+    return lengths

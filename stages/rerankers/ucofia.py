@@ -15,20 +15,26 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from stages.rerankers.base import QueryBatch
-from stages.rerankers.fixed_shape import linear, products, softmax, total
+from stages.rerankers.fixed_shape import COLUMNS, linear, products
 from stages.rerankers.matrices import TEMPERATURE, fitted, identity
 from stages.rerankers.pairwise import PairwiseReranker, Shared
 from stages.rerankers.selection import NUM_PATCHES, PredictorA, PredictorB, TokenSelector
+from stages.rerankers.sharpened import (
+    mixing_of,
+    over_each_texts_words,
+    over_last,
+    over_padded_words,
+    over_words,
+    real,
+)
 from stages.rerankers.temporal import NUM_POSITIONS, TemporalHead, pool, temporal_sizes
-from stages.rerankers.words import RealWords, SentenceAndWords
+from stages.rerankers.words import RealWords, SentenceAndWords, WordsByPlace
 
 Term = Literal["video_sentence", "frame_sentence", "patch_word"]
 TERMS: tuple[Term, ...] = ("video_sentence", "frame_sentence", "patch_word")
 
-_SMALLEST_LOGIT = -60.0
-"""Against 1, exp(-60) is nothing; exp(-100) is a denormal number, with which a processor is 50 times slower."""
-_ROWS_AT_ONCE = 2048
-"""(word, video) pairs: with 48 tokens a video 0.4 MB, which stay in the cache of a core."""
+_LOGITS_AT_ONCE = 1 << 18
+"""Similarities of words and tokens, 1 MB: they stay in the cache of a core."""
 _PREDICTOR = "visual_token_selector.score_predictor.in_conv.1.weight"
 _UNUSED = frozenset({"word_logit_weight", "frame_mat_weight", "frame_mat_weight2", "word_mat_weight_for_pixel"})
 """Parameters of the released checkpoints that no formula has."""
@@ -154,39 +160,57 @@ class UcofiaHead(TemporalHead):
 
     def score(self, texts: SentenceAndWords, videos: UcofiaVideos) -> Tensor:
         """Scores float32 [c, Q] of the texts [1, Q, ...] with every video."""
-        scores = [self.term(name, texts[0], videos) for name in TERMS]
-        return ((scores[0] + scores[1] + scores[2]) / 3).T
+        by_sentence = self._by_sentence(texts[0], videos)
+        return ((by_sentence[0] + by_sentence[1] + self._patch_word(texts[0], videos)) / 3).T
 
     def term(self, name: Term, texts: SentenceAndWords, videos: UcofiaVideos) -> Tensor:
         """One of the similarities of Q texts with c videos, float32 [Q, c]."""
         if name == "patch_word":
-            found = self._patch_word(texts, videos)
-            return found if self._has_matrices else self.logit_scale.exp() * found
-        meets = videos.for_sentence[:, -1:] if name == "video_sentence" else videos.for_sentence[:, :-1]
-        logits = _logits(texts.sentence, meets)  # [Q, c, 1 or F]
-        if name == "frame_sentence":
-            mixing = _mixing(self.frame_logit_weight, logits.shape[-1])
-            logits = _over_last(logits, _real(videos.frame_mask), mixing)
-        return self.logit_scale.exp() * TEMPERATURE * logits.view(len(texts.sentence), -1)
+            return self._patch_word(texts, videos)
+        return self._by_sentence(texts, videos)[TERMS.index(name)]
+
+    def _by_sentence(self, texts: SentenceAndWords, videos: UcofiaVideos) -> tuple[Tensor, Tensor]:
+        """The first two of TERMS, [Q, c] each."""
+        logits = _logits(texts.sentence, videos.for_sentence)  # [Q, c, F + 1]
+        mixing = mixing_of(self.frame_logit_weight, logits.shape[-1] - 1)
+        of_frames = over_last(logits[..., :-1], real(videos.frame_mask), mixing)
+        scale = self.logit_scale.exp() * TEMPERATURE
+        return scale * logits[..., -1], scale * of_frames
 
     def _patch_word(self, texts: SentenceAndWords, videos: UcofiaVideos) -> Tensor:
-        """Text by text, so that each meets its own words only and what is worked on stays in the cache."""
+        """The third, [Q, c]; as many videos at a time as stay in the cache."""
+        words, tokens = WordsByPlace(texts.word_mask), videos.for_words.flatten(1, 2)
+        mask = videos.frame_mask.repeat_interleave(videos.for_words.shape[2], 1)
+        rows_of_products = max(1, _LOGITS_AT_ONCE // max(1, words.number * 4 * COLUMNS))
+        step = max(1, rows_of_products * 4 * COLUMNS // tokens.shape[1])
+        parts = [slice(start, start + step) for start in range(0, len(tokens), step)]
+        if self._has_matrices or torch.is_grad_enabled():
+            weighted = [self._weighted_patch_word(texts, videos[part]) for part in parts]
+            found = torch.cat(weighted, 1)
+        else:
+            packed = words.pack(texts.words)
+            plain = [_plain_patch_word(words, packed, tokens[part], real(mask[part])) for part in parts]
+            found = words.in_order(torch.cat(plain, 1))
+        found = TEMPERATURE / 2 * found
+        return found if self._has_matrices else self.logit_scale.exp() * found
+
+    def _weighted_patch_word(self, texts: SentenceAndWords, videos: UcofiaVideos) -> Tensor:
+        """The sum of both orders, in units of 0.01, with matrices; text by text, as texts of n words share a matrix."""
         _, num_frames, per_frame, _ = videos.for_words.shape
-        mask = _real(videos.frame_mask.repeat_interleave(per_frame, 1))
+        mask = real(videos.frame_mask.repeat_interleave(per_frame, 1))
         num_tokens = num_frames * per_frame
         first, second = (
-            _mixing(self._for_patches(matrix, num_frames, per_frame), num_tokens) for matrix in self._pixel_matrices
+            mixing_of(self._for_patches(matrix, num_frames, per_frame), num_tokens) for matrix in self._pixel_matrices
         )
         words = RealWords(texts.word_mask)
         logits = _logits(texts.words[texts.word_mask], videos.for_words.flatten(1, 2))  # [R, c, N], R words in all
         num_words = texts.word_mask.sum(1).tolist()
-        mixings = {number: _mixing(self.word_mat_weight, number) for number in set(num_words)}
+        mixings = {number: mixing_of(self.word_mat_weight, number) for number in set(num_words)}
         of_texts = zip(num_words, torch.split(logits, num_words), strict=True)
-        by_patch = torch.stack([_over_words(of_text, mixings[number]) for number, of_text in of_texts])  # [Q, c, N]
-        some = torch.split(logits, max(1, _ROWS_AT_ONCE // len(videos.for_words)))
-        by_word = words.unpack(torch.cat([_over_last(rows, mask, first) for rows in some]))  # [Q, W, c]
-        from_words = _over_padded_words(by_word, words.mask.unsqueeze(-1), self.word_mat_weight2)
-        return TEMPERATURE * (_over_last(by_patch, mask, second) + from_words) / 2
+        by_patch = torch.stack([over_words(of_text, mixings[number]) for number, of_text in of_texts])  # [Q, c, N]
+        by_word = words.unpack(over_last(logits, mask, first))  # [Q, W, c]
+        from_words = over_padded_words(by_word, words.mask.unsqueeze(-1), self.word_mat_weight2)
+        return over_last(by_patch, mask, second) + from_words
 
     @property
     def _pixel_matrices(self) -> tuple[Tensor | None, Tensor | None]:
@@ -230,13 +254,10 @@ class UcofiaReranker(PairwiseReranker):
 
     def __init__(self, head: UcofiaHead | None = None) -> None:
         head = head or UcofiaHead()
-        shared = Shared(num_queries=32, num_videos=32)
+        shared = Shared(num_queries=32)
         super().__init__(head, shared)
         self.parts = tuple(PairwiseReranker(_OneTerm(head, term), shared) for term in TERMS)
         """Rerankers by one similarity each, of which this one's score is the mean."""
-
-
-# B(x; M), given x / 0.01 and giving B / 0.01: then the first softmax has nothing to divide
 
 
 def _logits(rows: Tensor, videos: Tensor) -> Tensor:
@@ -244,72 +265,12 @@ def _logits(rows: Tensor, videos: Tensor) -> Tensor:
     return products(rows / TEMPERATURE, videos.flatten(0, 1)).view(len(rows), *videos.shape[:2])
 
 
-def _real(mask: Tensor) -> Tensor | None:
-    """The mask, or None where it masks nothing."""
-    return None if bool(mask.all()) else mask
+def _plain_patch_word(words: WordsByPlace, packed: Tensor, tokens: Tensor, mask: Tensor | None) -> Tensor:
+    """The sum of both orders, in units of 0.01, without matrices: [Q, c], the texts by length.
 
-
-def _powers(logits: Tensor, dim: int, mask: Tensor | None = None) -> Tensor:
-    """exp(logits), the largest over ``dim`` 1 and none a denormal number; 0 where mask is False."""
-    if mask is not None:
-        logits = logits.masked_fill(~mask, -torch.inf)
-    return _exp(logits - logits.amax(dim, keepdim=True), mask)
-
-
-def _powers_again(powers: Tensor, sums: Tensor, mask: Tensor | None = None) -> Tensor:
-    """The same of the softmax powers / sums, divided by 0.01, whose largest is 1 / sums."""
-    return _exp((powers - 1) * (1 / (TEMPERATURE * sums)), mask)
-
-
-def _exp(logits: Tensor, mask: Tensor | None) -> Tensor:
-    """What nobody else holds is overwritten where no gradient is wanted."""
-    powers = (
-        logits.clamp_min(_SMALLEST_LOGIT).exp() if logits.requires_grad else logits.clamp_min_(_SMALLEST_LOGIT).exp_()
-    )
-    return powers if mask is None else powers.masked_fill(~mask, 0.0)
-
-
-def _mixing(matrix: Tensor | None, size: int) -> Tensor | None:
-    """[size + 1, size]: what makes of powers, from the left, the logits of the second softmax, and their sum.
-
-    None for the identity.
+    packed float32 [R, D], their words; tokens [c, N, D]; mask bool [c, N], True = takes part; None: all do.
     """
-    if matrix is None:
-        return None
-    return torch.cat([fitted(matrix, size).T / TEMPERATURE, matrix.new_ones(1, size)])
-
-
-def _over_last(logits: Tensor, mask: Tensor | None, mixing: Tensor | None) -> Tensor:
-    """B over the last axis of float32 [..., c, N], whose N is that of a store; mask bool [c, N]."""
-    powers = _powers(logits, -1, mask)
-    if mixing is None:
-        powers = _powers_again(powers, powers.sum(-1, keepdim=True), mask)
-    else:
-        mixed = linear(powers, mixing)
-        powers = _powers(mixed[..., :-1] / mixed[..., -1:], -1, mask)
-    return (powers * logits).sum(-1) / powers.sum(-1)
-
-
-def _over_words(logits: Tensor, mixing: Tensor | None) -> Tensor:
-    """B over the first axis of float32 [W, c, N], the words of one text: [c, N].
-
-    Every sum is a product with ones, video by video: its last bits then depend on that video only.
-    """
-    num_words, num_videos, _ = logits.shape
-    ones = logits.new_ones(num_videos, 1, num_words)
-    powers = _powers(logits, 0).transpose(0, 1)
-    if mixing is None:
-        powers = _powers_again(powers, torch.bmm(ones, powers))
-    else:
-        mixed = torch.bmm(mixing.expand(num_videos, -1, -1), powers)
-        powers = _powers(mixed[:, :-1] / mixed[:, -1:], 1)
-    return (torch.bmm(ones, powers * logits.transpose(0, 1)) / torch.bmm(ones, powers))[:, 0]
-
-
-def _over_padded_words(logits: Tensor, mask: Tensor, matrix: Tensor | None) -> Tensor:
-    """B over the middle axis of float32 [Q, W, c]; mask bool [Q, W, 1], True = a word: [Q, c]."""
-    weights = softmax(logits.masked_fill(~mask, -torch.inf), 1)
-    if matrix is not None:
-        weights = linear(weights.movedim(1, -1), fitted(matrix, logits.shape[1]).T).movedim(-1, 1)
-    weights = softmax((weights / TEMPERATURE).masked_fill(~mask, -torch.inf), 1)
-    return total(weights * logits, 1)
+    logits = _logits(packed, tokens)  # [R, c, N]
+    by_word = over_last(logits, mask, None).unsqueeze(-1)
+    of_texts = over_each_texts_words(torch.cat([logits, by_word], -1), words)  # both sums over words at once
+    return over_last(of_texts[..., :-1], mask, None) + of_texts[..., -1]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import itertools
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -62,40 +63,48 @@ class WordsByPlace:
         """Of each text, [Q, ...] by length, in the order in which the texts were given."""
         return torch.empty_like(values).index_copy_(0, self.order, values)
 
-    def slices(self) -> Iterator[slice]:
-        """Rows of the first, second, ... words; the n-th of them belong to the first texts."""
+    def runs(self, packed: Tensor) -> Iterator[Tensor]:
+        """Of [R, ...], the words of m places that the same n texts have, [m, n, ...]; they are the first n texts."""
         start = 0
-        for size in self._sizes:
-            yield slice(start, start + size)
-            start += size
+        for num_texts, places in itertools.groupby(self._sizes):
+            number = num_texts * len(list(places))
+            yield packed.narrow(0, start, number).view(-1, num_texts, *packed.shape[1:])
+            start += number
 
     def amax(self, packed: Tensor) -> Tensor:
         """The largest of each text: [R, ...] -> [Q, ...] by length."""
         if torch.is_grad_enabled():
             padding = ~self.mask.view(*self.mask.shape, *[1] * (packed.ndim - 1))
             return self.unpack(packed).masked_fill(padding, -torch.inf).amax(1)
-        first, *others = self.slices()
-        result = packed[first].clone()
-        for rows in others:
-            part = result[: rows.stop - rows.start]
-            torch.maximum(part, packed[rows], out=part)
+        first, *others = self.runs(packed)
+        result = first.amax(0)
+        for run in others:
+            part = result.narrow(0, 0, run.shape[1])
+            torch.maximum(part, run.amax(0), out=part)
         return result
 
     def total(self, packed: Tensor) -> Tensor:
         """The sum over each text, word by word: [R, ...] -> [Q, ...] by length."""
-        first, *others = self.slices()
-        result = packed[first].clone()
-        for rows in others:
-            result[: rows.stop - rows.start] += packed[rows]
+        result = packed.narrow(0, 0, len(self.order)).clone()
+        for number, run in enumerate(self.runs(packed)):
+            part = result.narrow(0, 0, run.shape[1])
+            for place in run[1:] if number == 0 else run:
+                part += place
         return result
+
+    def each(
+        self, operation: Callable[..., Tensor], packed: Tensor, of_texts: Tensor, out: Tensor | None = None
+    ) -> Tensor:
+        """An operation on [R, ...] and what belongs to each text, [Q, ...] by length: [R, ...]. Has no gradient."""
+        out = torch.empty_like(packed) if out is None else out
+        for run, result in zip(self.runs(packed), self.runs(out), strict=True):
+            operation(run, of_texts.narrow(0, 0, run.shape[1]), out=result)
+        return out
 
     def weighted(self, logits: Tensor) -> Tensor:
         """The sum of softmax(x) x over each text: [R, ...] -> [Q, ...] by length. Has no gradient."""
-        largest = self.amax(logits)
-        powers = torch.empty_like(logits)
-        for rows in self.slices():
-            torch.sub(logits[rows], largest[: rows.stop - rows.start], out=powers[rows])
-        norm = self.total(powers.exp_())
+        powers = self.each(torch.sub, logits, self.amax(logits)).exp_()
+        norm = self.total(powers)
         return self.total(powers.mul_(logits)).div_(norm)
 
     # -- with room for padding: what training and matrices of weights need --
