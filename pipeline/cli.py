@@ -13,7 +13,7 @@ import click
 
 from pipeline import __version__
 from pipeline.group import Group
-from pipeline.keep_cli import compact, repair, verify
+from pipeline.keep_cli import compact, doctor, repair, verify
 from pipeline.options import (
     Bytes,
     Keep,
@@ -590,5 +590,5 @@ def demo(as_json: bool, **options: Any) -> None:
     report.show_demo(run_demo(**options), as_json)
 
 
-for command in (verify, repair, compact):
+for command in (verify, repair, compact, doctor):
     main.add_command(command)

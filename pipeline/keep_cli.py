@@ -1,4 +1,4 @@
-"""The commands that keep a store: verify, repair, compact."""
+"""The commands that keep a store: verify, repair, compact, doctor."""
 
 from __future__ import annotations
 
@@ -94,3 +94,25 @@ def compact(
 
     report = keep.compact(store, waste, shard_size, dry_run, lock_timeout, quiet)
     keep_report.show_compact(report, dry_run, as_json)
+
+
+@click.command()
+@click.option("--store", type=click.Path(path_type=Path), default=None, help="A store to look at, too.")
+@json_option
+def doctor(store: Path | None, as_json: bool) -> None:
+    """Try what tbpipe needs on this machine, and in a store, and name the remedy for what fails.
+
+    Packages, decoders, GPU, FAISS, the shipped model; of a store its disk, catalog, files, weights and index, with a
+    search of its own embeddings. Exit code 0 when nothing failed, else that of the first failure.
+
+    \b
+    Example:
+      tbpipe doctor
+      tbpipe doctor --store store --json
+    """
+    from pipeline import keep_report
+    from pipeline.jobs.doctor import doctor as run
+
+    code = keep_report.show_doctor(run(store), as_json)
+    if code:
+        sys.exit(code)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import shlex
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from index_store.compact import CompactReport
     from index_store.repair import RepairReport
     from index_store.verify import VerifyReport
+    from pipeline.jobs.doctor import Check
 
 _SHOWN = 50
 """Problems or keys that are printed; --json has them all."""
@@ -78,6 +80,20 @@ def show_compact(report: CompactReport, dry_run: bool, as_json: bool) -> None:
     print(f"{num_old} of {report.num_shards} shards ({why}) {would} {report.num_new}: {size(report.bytes_freed)} less")
     if report.num_held:
         remark(f"{report.num_held} old files are still being read; the next writer removes them")
+
+
+def show_doctor(checks: Iterable[Check], as_json: bool) -> int:
+    """Print each check as soon as it is done; gives the exit code: that of the first one that failed, or 0."""
+    done = []
+    for check in checks:
+        done.append(check)
+        if not as_json:
+            print(f"{check.state:7} {check.name:11} {printable(check.found)}", flush=True)
+            if check.remedy:
+                print(f"{'':19} -> {printable(check.remedy)}", flush=True)
+    if as_json:
+        _print_json({"checks": [dataclasses.asdict(check) for check in done]})
+    return next((check.exit_code for check in done if check.state == "failed"), 0)
 
 
 def _print_lines(lines: list[str]) -> None:
