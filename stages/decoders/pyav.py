@@ -204,10 +204,20 @@ def frame_table(shown: list[Listed], ticks_per_second: float) -> FrameTable:
     return FrameTable(starts, np.array([frame.is_key for frame in shown]), float(starts[-1]) + last)
 
 
+def packets_of(container: InputContainer, stream: VideoStream) -> Iterator[av.Packet[VideoStream]]:
+    """The packets of one stream. PyAV fails on those of streams that begin later in the file: they are passed over."""
+    while True:
+        try:
+            yield from container.demux(stream)
+            return
+        except IndexError:
+            continue
+
+
 def salvaged_packets(container: InputContainer, stream: VideoStream) -> Iterator[av.Packet[VideoStream]]:
     """The packets with data; damage between two packets ends the list, as nothing after it can be found."""
     try:
-        for packet in container.demux(stream):
+        for packet in packets_of(container, stream):
             if packet.size:
                 yield packet
     except av.error.MemoryError:
@@ -306,7 +316,7 @@ def decoded_frames(video: OpenVideo, wanted: Container[int] | None) -> Iterator[
     """Decoded frames from the current position on; given the wanted times, without most that are not needed."""
     codec = video.stream.codec_context
     may_skip = wanted is not None and codec.name in SKIPPABLE_CODECS
-    for packet in video.container.demux(video.stream):
+    for packet in packets_of(video.container, video.stream):
         if may_skip and wanted is not None:
             codec.skip_frame = "DEFAULT" if packet.pts is None or packet.pts in wanted else "NONREF"
         for frame in packet.decode():

@@ -23,6 +23,8 @@ from index_store.standing_state import StandingState, remove_other_states
 from index_store.store import Store
 from pipeline.jobs.rerank import RerankJob, rerank
 from pipeline.jobs.standing import StandingJob, StandingReport, answer_standing
+from pipeline.log import Log
+from pipeline.refresh_queries import answer_queries
 from stages.index import build_index
 from stages.models import load_model
 from stages.tokens import pack_features
@@ -146,6 +148,8 @@ from pathlib import Path
 from index_store.refresh_settings import StandingQueries
 from index_store.store import Store
 from pipeline.jobs.standing import StandingJob, answer_standing
+from pipeline.log import Log
+from pipeline.refresh_queries import answer_queries
 from stages.index import build_index
 from index_store.records import VideoFile, VideoOutcome
 store, queries, output, number = sys.argv[1:]
@@ -274,3 +278,24 @@ def test_what_is_missing_is_named(store: Store, settings: StoreSettings, tmp_pat
         answered(store, replace(ask, weights=tmp_path / "w.safetensors"))
     with pytest.raises(StoreMissingError, match="has no index yet"):
         answered(Store.create(tmp_path / "empty", settings), ask)
+
+
+def test_one_file_that_cannot_be_answered_does_not_stop_the_others(
+    store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    good = asked(tmp_path)
+    missing = replace(good, queries=tmp_path / "none.tsv", output=tmp_path / "none.jsonl")
+    twice = replace(good, top_k=3)
+    found = answer_queries(store, [missing, good, twice], Log("json"), lambda: False, device="cpu")
+    assert [report.outcome for report in found.reports] == ["written"]
+    assert [error.exit_code for error in found.failures] == [17, 17]
+    assert good.output.read_bytes() == expected(store, good)
+    lines = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+    assert [(line["level"], line["event"]) for line in lines] == [
+        ("error", "queries_failed"), ("info", "queries"), ("error", "queries_failed"),
+    ]  # fmt: skip
+    assert (lines[1]["ranked"], lines[1]["outcome"]) == (len(TEXTS), "written")
+    stopped = answer_queries(store, [good], Log(quiet=True), lambda: True, device="cpu")
+    assert (stopped.reports, stopped.num_left) == ([], 1)
+    assert answer_queries(store, [], Log(quiet=True), lambda: False).reports == []
+    assert not StandingState(store.directory, good.output).path.exists()

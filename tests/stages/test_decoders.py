@@ -13,7 +13,7 @@ from index_store.settings import SamplingSettings
 from stages.decoders import decord, load_decoder, pyav
 from stages.decoders.base import DeclinedError
 from stages.decoders.decord import reason_of
-from stages.decoders.pyav import OpenVideo, fetch_by_count, fetch_by_time, open_video
+from stages.decoders.pyav import OpenVideo, fetch_by_count, fetch_by_time, open_video, packets_of
 from stages.errors import DecodeError
 from stages.sampling import choose_frames
 from tests.stages.clips import numbers_in, write_clip
@@ -242,3 +242,20 @@ def test_frames_decoded_on_the_gpu_are_the_frames_decoded_on_the_cpu(tmp_path: P
         assert numbers_in(pixels.cpu().numpy()) == numbers_in(expected.frames)
         assert result.frames.timestamps_seconds.tolist() == expected.timestamps_seconds.tolist()
         assert np.abs(pixels.cpu().numpy().astype(int) - expected.frames).mean() < 4
+
+
+def test_a_stream_that_begins_in_the_middle_of_a_file_is_passed_over() -> None:
+    class Container:
+        """Does what PyAV does with a packet of a stream that was not there when the file was opened."""
+
+        def __init__(self) -> None:
+            self.packets = iter([1, None, 2, None, None, 3])
+
+        def demux(self, stream: object) -> Iterator[int]:
+            for packet in self.packets:
+                if packet is None:
+                    raise IndexError("list index out of range")
+                yield packet
+
+    packets: list[object] = list(packets_of(Container(), None))  # type: ignore[arg-type]
+    assert packets == [1, 2, 3]
