@@ -115,7 +115,7 @@ class _Worker:
                 stdout=subprocess.DEVNULL,
                 stderr=self._stderr,
                 pass_fds=[theirs.fileno()],
-                env={**os.environ, **ONE_THREAD},
+                env={"PATH": os.defpath, **os.environ, **ONE_THREAD},  # decord needs one, cron may give none
                 start_new_session=True,  # Ctrl-C goes to the parent only
             )
         self.is_ready = False
