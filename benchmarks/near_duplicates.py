@@ -12,11 +12,13 @@ from pathlib import Path
 
 from index_store.errors import InputError, UsageError
 from index_store.lock import writer_lock
+from index_store.store import Store
 from pipeline.jobs.extract import ExtractJob, extract
 from pipeline.jobs.train import WEIGHTS_SUFFIX
 from pipeline.jobs.upkeep import index
 from pipeline.progress import progress_bar
 from stages.rerankers.token_binder import TokenBinderWeights
+from stages.search import BroadView, open_index
 from stages.synthetic.families import FAMILIES
 from stages.synthetic.render import render_families
 from stages.synthetic.scenes import Combinations
@@ -114,6 +116,8 @@ def _render(corpus: Corpus) -> None:
 
 
 def _extract(corpus: Corpus, device: str, workers: int | None) -> None:
+    if _is_finished(corpus):  # wherever it was made: a copy of a corpus elsewhere is as good
+        return
     job = ExtractJob(
         sources=(corpus.directory / "videos",),
         store=corpus.store,
@@ -126,3 +130,13 @@ def _extract(corpus: Corpus, device: str, workers: int | None) -> None:
     if result.interrupted_by:
         raise result.interrupted_by
     index(corpus.store)
+
+
+def _is_finished(corpus: Corpus) -> bool:
+    """Whether every video has its features and is in the index."""
+    if not corpus.store.exists():
+        return False
+    with Store.open(corpus.store).snapshot() as snapshot:
+        if snapshot.num_searchable != corpus.num_videos or snapshot.generation() is None:
+            return False
+        return not BroadView(snapshot, open_index(snapshot)).staleness

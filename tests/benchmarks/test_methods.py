@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -11,8 +12,11 @@ from benchmarks.methods.cost import Cost
 from benchmarks.methods.plan import ROWS, Row, Scale, config_of
 from benchmarks.methods.report import to_json, to_markdown
 from benchmarks.methods.results import NAME, Found, Result, append, by_row, read_results
+from benchmarks.near_duplicates import corpus_to_test_on, make
+from index_store.store import Store
 from stages.rerankers import RERANKERS, TOKEN_BINDER
 from stages.rerankers.head_weights import HEADS
+from stages.synthetic.render import DEMO_SEED
 
 SCALE = Scale(videos=96, test_videos=48, test_seed=5, steps=3, top_k=10, seed=0)
 START = Path(__file__).parents[2] / "stages" / "models" / "small" / "token_binder.safetensors"
@@ -125,6 +129,12 @@ def test_rows_are_run_once_and_reported(tmp_path: Path, capsys: pytest.CaptureFi
     assert "NOT COMPLETE" not in out + (tmp_path / "methods.md").read_text()
     assert len(json.loads((tmp_path / "methods.json").read_text())["rows"]) == 2
     assert (tmp_path / "methods.png").read_bytes().startswith(b"\x89PNG")
+    moved = tmp_path / "elsewhere"
+    corpus = corpus_to_test_on(moved, 12, DEMO_SEED)
+    shutil.copytree(tmp_path / corpus.directory.name, corpus.directory)
+    make(moved, (corpus,), "cpu", 1)  # where it lies now, its videos would be new ones
+    with Store.open(corpus.store).snapshot() as snapshot:
+        assert snapshot.num_searchable == 12
 
 
 @pytest.mark.parametrize(
