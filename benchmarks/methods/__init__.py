@@ -9,5 +9,5 @@
 | cost.py    | CPU seconds of a (query, video) pair and bytes read of a query                     |
 | results.py | a finished row is a line in a file                                                 |
 | report.py  | lines -> table for people, Markdown, JSON                                          |
-| picture.py | what is found against what it costs                                                |
+| picture.py | the same as bars                                                                   |
 """

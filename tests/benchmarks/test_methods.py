@@ -9,6 +9,7 @@ import pytest
 
 from benchmarks.methods.__main__ import main
 from benchmarks.methods.cost import Cost
+from benchmarks.methods.picture import draw
 from benchmarks.methods.plan import ROWS, Row, Scale, config_of
 from benchmarks.methods.report import to_json, to_markdown
 from benchmarks.methods.results import NAME, Found, Result, append, by_row, read_results
@@ -92,6 +93,13 @@ def test_the_table_has_all_rows_and_says_what_is_missing() -> None:
     assert found["missing"] == ["x-clip, zero-shot"]
     assert found["rows"][0]["cost"] == {"seconds_per_pair": 12e-6, "bytes_per_query": 1_137_000.0}
     assert found["scale"]["steps"] == 3
+
+
+@pytest.mark.slow
+def test_the_picture_is_drawn_of_what_there_is(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib", reason="the picture needs matplotlib")
+    for results in ({}, {row.key: result_of(row) for row in ROWS}):
+        assert draw(ROWS, results, SCALE, tmp_path / "methods.png").read_bytes().startswith(b"\x89PNG")
 
 
 # -- the command ------------------------------------------------------------------------------------------------------
