@@ -29,7 +29,7 @@ def random_store(directory: Path, num_videos: int, shape: StoreSettings | None =
     store = Store.create(directory, shape or settings())
     with store.writer() as writer:
         outcomes: list[VideoOutcome] = []
-        for number, features in enumerate(_features(store.settings, num_videos)):
+        for number, features in enumerate(features_of(store.settings, num_videos)):
             file = VideoFile(f"{number:07d}.mp4", directory / f"{number:07d}.mp4", 1, 1, 1)
             outcomes.append(VideoOutcome(file, "ok", f"{number:064x}", 10.0, "none", features=features))
             if len(outcomes) == _PER_COMMIT or number + 1 == num_videos:
@@ -38,7 +38,8 @@ def random_store(directory: Path, num_videos: int, shape: StoreSettings | None =
     return store
 
 
-def _features(shape: StoreSettings, num_videos: int) -> Iterator[VideoFeatures]:
+def features_of(shape: StoreSettings, num_videos: int) -> Iterator[VideoFeatures]:
+    """Random ones, each differently shifted."""
     rng = np.random.default_rng(0)
     frames, _, width = shape.token_shape
     drawn = rng.standard_normal(shape.token_shape, np.float32).astype(np.float16)

@@ -6,6 +6,7 @@ Only this file, catalog_schema.py and catalog_upkeep.py know SQL. Values always 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import shutil
@@ -26,6 +27,7 @@ _VIDEO_COLUMNS = (
     "status, reason_code, reason_detail, attempts, shard, row, checksum"
 )
 _COMMIT_NUMBER = "(SELECT CAST(value AS INTEGER) FROM meta WHERE name = 'commit_number')"
+_ROWS_AT_ONCE = 1024
 _IDS_PER_QUERY = 500
 """SQLite takes at least 999 parameters in one statement."""
 _FULL_DISK_BYTES = 1 << 20
@@ -92,8 +94,8 @@ class RowLocation:
     row: int
 
 
-FileRow = tuple[str | bytes, int, int, int, int]
-"""(path, size_bytes, mtime_ns, inode, id); a path of bytes is one that is not UTF-8; the inode is signed."""
+FileRow = tuple[str | bytes, int, int, int]
+"""(path, size_bytes, mtime_ns, inode); a path of bytes is one that is not UTF-8; the inode is signed."""
 
 
 class Catalog(CatalogUpkeep):
@@ -192,6 +194,11 @@ class Catalog(CatalogUpkeep):
         sql = f"SELECT {_VIDEO_COLUMNS} FROM videos WHERE +status IN ({_marks(statuses)}) ORDER BY id"
         return map(_video_record, self._rows(sql, statuses))
 
+    def quarantined_for(self, reason_code: str) -> Iterator[VideoRecord]:
+        """Videos that are quarantined for this reason, by id."""
+        condition = "status = 'quarantined' AND reason_code = ?"
+        return map(_video_record, self._rows(f"SELECT {_VIDEO_COLUMNS} FROM videos WHERE {condition}", (reason_code,)))
+
     def by_key(self, key: str) -> VideoRecord | None:
         """The video that users call ``key``."""
         return self._video("key = ?", key)
@@ -203,10 +210,26 @@ class Catalog(CatalogUpkeep):
     def files(self) -> Iterator[FileRow]:
         """Where the files of all videos but the removed ones were, by path; those with odd names come last.
 
-        For 10^6 of them: rows as SQLite gives them, one at a time.
+        Made for 10^6 of them: one at a time, without a step in Python for each.
         """
-        sql = "SELECT path, size_bytes, mtime_ns, inode, id FROM videos WHERE status != 'removed' ORDER BY path"
-        return self._rows(sql)
+        sql = "SELECT path, size_bytes, mtime_ns, inode FROM videos WHERE status != 'removed' ORDER BY path"
+
+        def blocks() -> Iterator[list[FileRow]]:
+            with _translated(self._layout):
+                cursor = self._connection.execute(sql)
+                while block := cursor.fetchmany(_ROWS_AT_ONCE):
+                    yield block
+
+        return itertools.chain.from_iterable(blocks())
+
+    def living_at(self, paths: Sequence[str | bytes]) -> list[int]:
+        """The videos, but the removed ones, whose files were last seen at these paths as ``files`` gives them."""
+        found: dict[str | bytes, int] = {}
+        for start in range(0, len(paths), _IDS_PER_QUERY):
+            part = paths[start : start + _IDS_PER_QUERY]
+            condition = f"status != 'removed' AND path IN ({_marks(part)})"
+            found.update(self._rows(f"SELECT path, id FROM videos WHERE {condition} ORDER BY id DESC", part))
+        return [found[path] for path in paths]
 
     def by_content(self, content_hash: str) -> VideoRecord | None:
         """The first video that has features and this content."""

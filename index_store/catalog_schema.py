@@ -3,7 +3,8 @@
 schema  user_version  what is new
 1       0
 2       2             videos.changed_at: the commit that last changed what features a video has;
-                      retired: files that readers of older commits may still open
+                      retired: files that readers of older commits may still open;
+                      videos_by_path: all that a scan is compared with, so that it need not look into the table
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ CREATE TABLE videos (
     CHECK ((status IN ('ok', 'partial')) = (shard IS NOT NULL)),
     CHECK ((shard IS NULL) = (row IS NULL))
 );
-CREATE INDEX videos_by_path ON videos (path);
+CREATE INDEX videos_by_path ON videos (path, status, size_bytes, mtime_ns, inode);
 CREATE INDEX videos_by_status ON videos (status);
 CREATE INDEX videos_by_content ON videos (content_hash) WHERE shard IS NOT NULL;
 CREATE INDEX videos_by_size ON videos (size_bytes) WHERE shard IS NOT NULL;
@@ -76,6 +77,8 @@ _ADD_CHANGED_AT = (
     # When a video changed was not written down. The last commit at the latest: an older index is not trusted then.
     "UPDATE videos SET changed_at = (SELECT CAST(value AS INTEGER) FROM meta WHERE name = 'commit_number')",
     "CREATE INDEX videos_by_change ON videos (changed_at)",
+    "DROP INDEX videos_by_path",
+    "CREATE INDEX videos_by_path ON videos (path, status, size_bytes, mtime_ns, inode)",
 )
 
 

@@ -16,9 +16,8 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
-import h5py
 import numpy as np
 from numpy.typing import NDArray
 
@@ -26,6 +25,9 @@ from index_store.catalog import DatasetRecord, ShardRecord
 from index_store.errors import DamageError, StoreError
 from index_store.records import ShapeError, VideoFeatures
 from index_store.settings import StoreSettings
+
+if TYPE_CHECKING:
+    import h5py  # loaded when a shard is written: whoever only reads saves the time and the memory
 
 Array: TypeAlias = NDArray[Any]
 
@@ -179,6 +181,8 @@ def _outline(
     settings: StoreSettings, specs: Sequence[DatasetSpec], num_rows: int
 ) -> tuple[_Outline, tuple[DatasetRecord, ...]]:
     """An HDF5 file without its numbers, and where the numbers go."""
+    import h5py
+
     outline = _Outline()
     with h5py.File(outline, "w", alignment_threshold=_ALIGNMENT_BYTES, alignment_interval=_ALIGNMENT_BYTES) as file:
         file.attrs["format_version"] = np.int64(settings.format_version)
@@ -190,6 +194,8 @@ def _outline(
 
 def _reserve(file: h5py.File, spec: DatasetSpec, num_rows: int) -> DatasetRecord:
     """Give a dataset its place in the file without writing it."""
+    import h5py
+
     creation = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
     creation.set_layout(h5py.h5d.CONTIGUOUS)
     creation.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)

@@ -53,6 +53,7 @@ NUM_GENERATIONS_KEPT = 2
 """The newest, and the one that a reader of an older snapshot may be about to open."""
 
 _POOLED_BLOCK_BYTES = 64 << 20
+_MAX_REPLACED = 10_000
 _MAX_LOCATED = 1 << 17
 """About 30 MB; looking up an id takes as long as copying 20 KB of its tokens."""
 
@@ -215,6 +216,8 @@ class StoreWriter:
         self._layout = layout
         self._settings = settings
         self._catalog = catalog
+        self._replaced: dict[str, VideoRecord] = {}
+        """What videos had before this writer gave them something else, by content: others may share it still."""
 
     def commit(self, outcomes: Sequence[VideoOutcome], removed: Sequence[int] = ()) -> None:
         """Make these outcomes real, all or none; features become the rows of one new shard, in the given order.
@@ -223,8 +226,9 @@ class StoreWriter:
 
         A key that is known keeps its id and loses its old features. ``same_content_as`` takes over the features and
         what was found out (status, reason, duration, decoder) of that content. A quarantined outcome counts an attempt,
-        any other sets the count to 0. Raises StoreError (nothing changed) for outcomes that contradict themselves,
-        NoSpaceError, NotWritableError.
+        any other sets the count to 0. What only says again which content a video has (its file was moved or re-dated)
+        notes the file and changes nothing else; if that is all, no commit is counted. Raises StoreError (nothing
+        changed) for outcomes that contradict themselves, NoSpaceError, NotWritableError.
         """
         if not outcomes and not removed:
             return
@@ -237,14 +241,19 @@ class StoreWriter:
             if features:
                 with replacing(path) as temporary:
                     info = write_shard(temporary, self._settings, features)
+            placed = list(_place(outcomes, originals, shard_id, info.checksums if info else ()))
+            known = [self._catalog.by_key(outcome.file.key) for outcome in outcomes]
             with self._catalog.transaction():
-                self._catalog.count_commit()
                 if info is not None:
                     self._catalog.add_shard(info.record(shard_id, path.name, self._settings.fingerprint))
-                for placed in _place(outcomes, originals, shard_id, info.checksums if info else ()):
-                    self._catalog.put_video(placed.outcome, placed.location, placed.checksum)
+                new = [pair for pair in zip(placed, known, strict=True) if not self._is_noted(*pair)]
+                if new or removed:
+                    self._catalog.count_commit()
+                for entry, _ in new:
+                    self._catalog.put_video(entry.outcome, entry.location, entry.checksum)
                 for video_id in removed:
                     self._catalog.remove(int(video_id))
+            self._remember(known)
 
     def remove(self, ids: Sequence[int]) -> None:
         """Drop the features of these videos, in one transaction.
@@ -360,11 +369,27 @@ class StoreWriter:
             if outcome.features is not None:
                 new.add(outcome.content_hash)
             elif content and content not in new and content not in originals:
-                record = self._catalog.by_content(content)
+                record = self._catalog.by_content(content) or self._replaced.get(content)
                 if record is None:
                     raise StoreError(f"{outcome.file.key!r} shares content {content}, which is not stored; extract it")
                 originals[content] = record
         return originals
+
+    def _remember(self, replaced: Iterable[VideoRecord | None]) -> None:
+        """Keep what videos had: files that change places are committed one after the other."""
+        self._replaced.update((known.content_hash, known) for known in replaced if known and known.shard is not None)
+        for content in list(self._replaced)[:-_MAX_REPLACED]:
+            del self._replaced[content]
+
+    def _is_noted(self, placed: _Placed, known: VideoRecord | None) -> bool:
+        """Whether a video has these features already; where its file is now is noted."""
+        if known is None or known.shard is None or placed.location != RowLocation(known.shard, known.row or 0):
+            return False
+        file = placed.outcome.file
+        self._catalog.touch(
+            replace(known, path=file.path, size_bytes=file.size_bytes, mtime_ns=file.mtime_ns, inode=file.inode)
+        )
+        return True
 
     def _require_own(self, fields: IndexManifestFields) -> None:
         if fields.fingerprint != self._settings.fingerprint:
@@ -505,6 +530,10 @@ class Snapshot:
         """Videos by id: all, or those in these states."""
         return self._catalog.videos(get_args(VideoStatus) if statuses is None else tuple(statuses))
 
+    def quarantined_for(self, reason_code: str) -> Iterator[VideoRecord]:
+        """Videos that are quarantined for this reason."""
+        return self._catalog.quarantined_for(reason_code)
+
     def by_key(self, key: str) -> VideoRecord | None:
         """The video that users call ``key``."""
         return self._catalog.by_key(key)
@@ -531,6 +560,10 @@ class Snapshot:
     def files(self) -> Iterator[FileRow]:
         """Where the files of all videos but the removed ones were, by path; those with odd names come last."""
         return self._catalog.files()
+
+    def living_at(self, paths: Sequence[str | bytes]) -> list[int]:
+        """The videos, but the removed ones, whose files were last seen at these paths as ``files`` gives them."""
+        return self._catalog.living_at(paths)
 
     def names(self, ids: Sequence[int]) -> Iterator[tuple[int, str, bool]]:
         """(id, key, whether it has features) of these videos, in any order: less than ``by_ids`` for a great many."""

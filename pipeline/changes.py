@@ -1,20 +1,22 @@
 """What the sources hold beside what the catalog knows: both sorted by path, gone through once, side by side.
 
-Nothing is kept of a file that is as it was, so a million of them take no memory.
+Where nothing has changed, a thousand files and a thousand rows are equal lists, and nothing is kept of them: a million
+files take no memory, and little more time than it takes to ``stat`` them.
 """
 
 from __future__ import annotations
 
+import itertools
 import os
-import stat
-from collections.abc import Callable, Iterable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from index_store.catalog import FileRow
-from stages.sources import FoundFile
+from stages.walk import ListedFile, listed_file, stat_error
 
 Identity = tuple[int, int, int]
-"""(size_bytes, mtime_ns, inode): files of which all three are the same are taken for the same content."""
+"""(size_bytes, mtime_ns, inode), signed as SQLite keeps it: files with the same are taken for the same content."""
 
 UNREADABLE: Identity = (0, 0, 0)
 """Of a file of which ``stat`` says nothing."""
@@ -32,13 +34,15 @@ class FileNow:
     """Why ``stat`` says nothing of it."""
 
     @classmethod
-    def of(cls, found: FoundFile) -> FileNow:
-        """What the scan found, as the catalog would note it."""
-        path, status, source = found
-        if isinstance(status, OSError):
-            return cls(path, UNREADABLE, source, status)
-        size_bytes = status.st_size if stat.S_ISREG(status.st_mode) else 0
-        return cls(path, (size_bytes, status.st_mtime_ns, signed(status.st_ino)), source, None)
+    def of(cls, file: ListedFile, source: int) -> FileNow:
+        """What the scan found, or where that was nothing, why."""
+        error = stat_error(file[0]) if file[1:] == UNREADABLE else None
+        return cls(file[0], identity(file), source, error)
+
+    @classmethod
+    def at(cls, path: str, source: int) -> FileNow:
+        """What is at ``path`` at this moment."""
+        return cls.of(listed_file(path), source)
 
 
 @dataclass(slots=True)
@@ -58,85 +62,106 @@ class Changes:
     """Videos whose paths were not found."""
 
 
-def find_changes(rows: Iterator[FileRow], found: Iterable[FoundFile], is_video: Callable[[FoundFile], bool]) -> Changes:
-    """Compare; ``rows`` and ``found`` are sorted by path, rows with paths of bytes come last.
+def find_changes(
+    rows: Iterator[FileRow],
+    batches: Iterable[tuple[int, Sequence[ListedFile]]],
+    is_video: Callable[[str, int], bool],
+) -> Changes:
+    """Compare; ``rows`` and the files of the batches are sorted by path, rows with paths of bytes come last.
 
     ``is_video`` is asked of unknown paths only.
     """
-    changes = Changes()
-    odd_names: list[FoundFile] = []
-    counts: dict[int, int] = {}
-    row = next(rows, None)
-    for file in found:
-        path, status, number = file
-        while row is not None and isinstance(row[0], str) and row[0] < path:
-            changes.missing.append(row)
-            row = next(rows, None)
-        if row is None or row[0] != path:
-            if path.isascii() or _is_text(path):
-                _add_new(changes, file, is_video)
+    comparison = _Comparison(rows, is_video)
+    for number, files in batches:
+        comparison.compare(number, files)
+    return comparison.finish()
+
+
+def identity(file: ListedFile | FileRow) -> Identity:
+    """Without the path."""
+    inode = file[3]
+    return (file[1], file[2], inode - 2**64 if inode >= 2**63 else inode)
+
+
+class _Comparison:
+    """Goes through both at the same pace."""
+
+    def __init__(self, rows: Iterator[FileRow], is_video: Callable[[str, int], bool]) -> None:
+        self._rows = rows
+        self._ahead: list[FileRow] = []
+        """Rows that were read and belong to later files."""
+        self._is_video = is_video
+        self._odd_names: list[tuple[int, ListedFile]] = []
+        self._changes = Changes()
+
+    def compare(self, number: int, files: Sequence[ListedFile]) -> None:
+        """The next files, all of one source."""
+        rows = self._take(len(files))
+        if rows == files:
+            self._count(number, len(files))
+            self._changes.num_unchanged += len(files)
+        else:
+            self._compare_each(number, files, rows)
+
+    def finish(self) -> Changes:
+        """The differences, with the rows that are left."""
+        by_path: dict[bytes, FileRow] = {}
+        for row in itertools.chain(self._ahead, self._rows):
+            if isinstance(row[0], bytes):
+                by_path[row[0]] = row
             else:
-                odd_names.append(file)
-            continue
-        counts[number] = counts.get(number, 0) + 1
-        if (
-            not isinstance(status, OSError)
-            and row[2] == status.st_mtime_ns
-            and row[1] == status.st_size
-            and (row[3] == status.st_ino or row[3] == signed(status.st_ino))
-        ):
-            changes.num_unchanged += 1
+                self._changes.missing.append(row)
+        for number, file in self._odd_names:
+            known = by_path.pop(os.fsencode(file[0]), None)
+            if known is None:
+                self._add_new(number, file)
+            else:
+                self._add_known(number, file, known)
+        self._changes.missing.extend(by_path.values())
+        return self._changes
+
+    def _take(self, count: int) -> list[FileRow]:
+        taken, self._ahead = self._ahead[:count], self._ahead[count:]
+        taken.extend(itertools.islice(self._rows, count - len(taken)))
+        return taken
+
+    def _compare_each(self, number: int, files: Sequence[ListedFile], rows: list[FileRow]) -> None:
+        """One by one; rows behind the last file wait for the next ones."""
+        upcoming = deque([*rows, *self._ahead])
+
+        def next_row() -> FileRow | None:
+            return upcoming.popleft() if upcoming else next(self._rows, None)
+
+        row = next_row()
+        for file in files:
+            path = file[0]
+            while row is not None and isinstance(row[0], str) and row[0] < path:
+                self._changes.missing.append(row)
+                row = next_row()
+            if row is not None and row[0] == path:
+                self._add_known(number, file, row)
+                row = next_row()
+            elif path.isascii() or _is_text(path):
+                self._add_new(number, file)
+            else:
+                self._odd_names.append((number, file))
+        self._ahead = list(upcoming) if row is None else [row, *upcoming]
+
+    def _count(self, number: int, count: int) -> None:
+        self._changes.num_found[number] = self._changes.num_found.get(number, 0) + count
+
+    def _add_known(self, number: int, file: ListedFile, row: FileRow) -> None:
+        self._count(number, 1)
+        if row[1:] == file[1:] or row[1:] == identity(file):
+            self._changes.num_unchanged += 1
         else:
-            _add_known(changes, row, file)
-        row = next(rows, None)
-    changes.num_found = counts
-    _match_odd_names(changes, odd_names, is_video, row, rows)
-    return changes
+            self._changes.changed.append((row, FileNow.of(file, number)))
 
-
-def signed(inode: int) -> int:
-    """As SQLite keeps it: its integers are signed."""
-    return inode - 2**64 if inode >= 2**63 else inode
-
-
-def _add_known(changes: Changes, row: FileRow, file: FoundFile) -> None:
-    now = FileNow.of(file)
-    if row[1:4] == now.identity:  # no regular file, or still one of which nothing can be said
-        changes.num_unchanged += 1
-    else:
-        changes.changed.append((row, now))
-
-
-def _add_new(changes: Changes, file: FoundFile, is_video: Callable[[FoundFile], bool]) -> None:
-    if is_video(file):
-        changes.new.append(FileNow.of(file))
-    elif isinstance(file[1], OSError):
-        changes.dead_links.append(file[0])
-
-
-def _match_odd_names(
-    changes: Changes,
-    found: list[FoundFile],
-    is_video: Callable[[FoundFile], bool],
-    row: FileRow | None,
-    rows: Iterator[FileRow],
-) -> None:
-    """Those that are not UTF-8, and whatever rows are left."""
-    by_path: dict[bytes, FileRow] = {}
-    while row is not None:
-        if isinstance(row[0], bytes):
-            by_path[row[0]] = row
-        else:
-            changes.missing.append(row)
-        row = next(rows, None)
-    for file in found:
-        known = by_path.pop(os.fsencode(file[0]), None)
-        if known is None:
-            _add_new(changes, file, is_video)
-        else:
-            changes.num_found[file[2]] = changes.num_found.get(file[2], 0) + 1
-            _add_known(changes, known, file)
-    changes.missing.extend(by_path.values())
+    def _add_new(self, number: int, file: ListedFile) -> None:
+        if self._is_video(file[0], number):
+            self._changes.new.append(FileNow.of(file, number))
+        elif file[1:] == UNREADABLE:
+            self._changes.dead_links.append(file[0])
 
 
 def _is_text(path: str) -> bool:

@@ -5,11 +5,14 @@ from __future__ import annotations
 import os
 from collections.abc import Container, Sequence
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 from index_store.records import SEARCHABLE, VideoFile, VideoRecord
 from index_store.store import Snapshot
-from stages.decode_pool import DecodeTask
 from stages.keys import unique_key
+
+if TYPE_CHECKING:
+    from stages.decode_pool import DecodeTask
 
 
 @dataclass(slots=True)
@@ -25,11 +28,13 @@ class ExtractPlan:
 
 
 def plan_extract(snapshot: Snapshot, files: Sequence[VideoFile]) -> ExtractPlan:
-    """Decide for each file by path, then by key; the same size and modification time mean the same content.
+    """Decide for each file by path, then by key; the same size, time and inode (or key) mean the same content.
 
     A file that looks changed is hashed before it is decoded (its task carries the hashes that are known), so that a
     copy, a move or a touch costs no computation.
     """
+    from stages.decode_pool import DecodeTask
+
     plan = ExtractPlan()
     taken: set[str] = set()
     for file in files:
@@ -64,6 +69,7 @@ def _looks_unchanged(record: VideoRecord, file: VideoFile) -> bool:
         record.status in (*SEARCHABLE, "quarantined")
         and record.size_bytes == file.size_bytes
         and record.mtime_ns == file.mtime_ns
+        and (record.inode == file.inode or record.path != file.path)  # a copied disk has other inodes
     )
 
 

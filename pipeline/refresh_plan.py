@@ -16,11 +16,10 @@ from typing import NamedTuple
 from index_store.catalog import FileRow
 from index_store.records import SEARCHABLE, VideoFile, VideoOutcome, VideoRecord
 from index_store.store import Snapshot
-from pipeline.changes import UNREADABLE, Changes, FileNow, Identity
-from stages.decode_pool import DecodeTask
+from pipeline.changes import UNREADABLE, Changes, FileNow, Identity, identity
 from stages.keys import unique_key
 from stages.sources import GONE, Sources
-from stages.walk import ScanProblem, file_status
+from stages.walk import ScanProblem, stat_error
 
 
 class GoneVideo(NamedTuple):
@@ -29,6 +28,7 @@ class GoneVideo(NamedTuple):
     id: int
     key: str
     has_features: bool
+    size_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,8 +53,8 @@ class RefreshPlan:
     """Keys of the tasks that are unknown or were removed before."""
     changed: list[str] = field(default_factory=list)
     """Keys of the other tasks."""
-    tasks: list[tuple[VideoFile, DecodeTask]] = field(default_factory=list)
-    """Files to read, sorted by key."""
+    tasks: list[tuple[VideoFile, frozenset[str]]] = field(default_factory=list)
+    """Files to read, sorted by key, each with the hashes of the stored contents that it may have."""
     touched: list[VideoRecord] = field(default_factory=list)
     """Videos with the same key and content at another path, as they are to be noted."""
     moves: list[Move] = field(default_factory=list)
@@ -87,11 +87,12 @@ def plan_refresh(snapshot: Snapshot | None, sources: Sources, changes: Changes) 
         planner = _Planner(None, sources, changes, plan, {}, {})
         planner.place_new(planner.claim_keys())
     else:
-        gone, outside = _unseen(sources, changes, plan)
+        gone, outside = _unseen(snapshot, sources, changes, plan)
         planner = _Planner(snapshot, sources, changes, plan, gone, outside)
         rest = planner.claim_keys()
         planner.place_changed()
         planner.place_new(rest)
+        planner.retry_unreadable()
         planner.place_gone()
     plan.problems = [*sources.problems, *plan.problems]
     plan.tasks.sort(key=lambda task: task[0].key)
@@ -100,25 +101,28 @@ def plan_refresh(snapshot: Snapshot | None, sources: Sources, changes: Changes) 
     return plan
 
 
-def _unseen(sources: Sources, changes: Changes, plan: RefreshPlan) -> tuple[dict[int, FileRow], dict[int, FileRow]]:
+def _unseen(
+    snapshot: Snapshot, sources: Sources, changes: Changes, plan: RefreshPlan
+) -> tuple[dict[int, FileRow], dict[int, FileRow]]:
     """The videos whose files are gone, and those that lie in no source, by id; the others are only counted."""
     unknown = {str(problem.path) for problem in sources.problems}.union(changes.dead_links)
     dead: set[str] = set()
+    with_videos = changes.num_found.keys() | {now.source for now in changes.new}
     emptied: set[int] = set()
     gone: dict[int, FileRow] = {}
     outside: dict[int, FileRow] = {}
-    for row in changes.missing:
+    for video_id, row in zip(_ids(snapshot, changes.missing), changes.missing, strict=True):
         path = os.fsdecode(row[0])
         number = sources.covering(path)
         cut_off = next((folder for folder in _folders_above(path) if folder in unknown), None) if unknown else None
         if number is None:
-            outside[row[4]] = row
+            outside[video_id] = row
         elif cut_off is not None:
             plan.num_kept += 1
             dead.add(cut_off)
         else:
-            gone[row[4]] = row
-            if number not in changes.num_found:
+            gone[video_id] = row
+            if number not in with_videos:
                 emptied.add(number)
     plan.num_outside = len(outside)
     plan.emptied = [sources.sources[number].path for number in sorted(emptied)]
@@ -127,6 +131,10 @@ def _unseen(sources: Sources, changes: Changes, plan: RefreshPlan) -> tuple[dict
         for path in sorted(dead.intersection(changes.dead_links))
     ]
     return gone, outside
+
+
+def _ids(snapshot: Snapshot, rows: Sequence[FileRow]) -> list[int]:
+    return snapshot.living_at([row[0] for row in rows])
 
 
 def _folders_above(path: str) -> Iterator[str]:
@@ -150,12 +158,13 @@ class _Planner:
     ) -> None:
         self._snapshot, self._sources, self._changes, self._plan = snapshot, sources, changes, plan
         self._gone, self._outside = gone, outside
-        self._replaced = {row[4]: row for row, now in changes.changed}
+        replaced = [row for row, _ in changes.changed]
+        self._replaced = dict(zip(_ids(snapshot, replaced), replaced, strict=True)) if snapshot is not None else {}
         """Videos whose paths hold other files now."""
         self._displaced: dict[Identity, int] = {}
         if changes.new or changes.changed:
             for rows in (outside, self._replaced, gone):  # what is gone comes first
-                self._displaced.update((row[1:4], row[4]) for row in rows.values())
+                self._displaced.update((row[1:], video_id) for video_id, row in rows.items())
         self._claimed: set[int] = set()
         """Gone videos whose keys have files again."""
         self._moved_away: set[int] = set()
@@ -169,7 +178,7 @@ class _Planner:
     def place_changed(self) -> None:
         """Known paths: moved onto, gone behind a link, unreadable for now, or to be read."""
         assert self._snapshot is not None
-        records = self._snapshot.by_ids([row[4] for row, _ in self._changes.changed])
+        records = self._snapshot.by_ids(list(self._replaced))
         for record, (_, now) in zip(records, self._changes.changed, strict=True):
             self._taken.add(record.key)
             if now.error is not None and now.error.errno not in GONE:
@@ -190,11 +199,26 @@ class _Planner:
             if not self._move(key, now, is_onto_known=False):
                 self._add_task(key, now, self._plan.new)
 
+    def retry_unreadable(self) -> None:
+        """Files that could not be read and can be now: permissions are no part of what the catalog notes."""
+        assert self._snapshot is not None
+        for record in self._snapshot.quarantined_for("unreadable"):
+            number = self._sources.covering(str(record.path))
+            if number is None or record.key in self._taken:
+                continue
+            now = FileNow.at(str(record.path), number)
+            noted = identity(("", record.size_bytes, record.mtime_ns, record.inode))
+            if now.identity == noted and now.identity[0] and _is_readable(record.path):
+                self._plan.num_unchanged -= 1
+                self._add_task(record.key, now, self._plan.changed)
+
     def place_gone(self) -> None:
         """Videos without files that nothing has taken over."""
         assert self._snapshot is not None
         ids = sorted(self._gone.keys() - self._claimed - self._moved_away)
-        self._plan.removed = sorted((GoneVideo(*row) for row in self._snapshot.names(ids)), key=lambda video: video.key)
+        self._plan.removed = sorted(
+            (GoneVideo(*row, self._gone[row[0]][1]) for row in self._snapshot.names(ids)), key=lambda video: video.key
+        )
 
     def _take_over(self, now: FileNow) -> bool:
         """Whether the file belongs to the video that has its key: one whose own file is gone, or is this one."""
@@ -207,8 +231,8 @@ class _Planner:
             return False
         self._taken.add(key)
         self._claimed.add(record.id)
-        if row[1:4] == now.identity:
-            self._plan.touched.append(replace(record, path=Path(now.path)))
+        if row[1:3] == now.identity[:2] and now.error is None:  # a copied disk has other inodes
+            self._plan.touched.append(replace(record, path=Path(now.path), inode=now.identity[2] % 2**64))
         elif not self._move(key, now, is_onto_known=True):
             self._add_task(key, now, self._plan.changed)
         return True
@@ -232,7 +256,7 @@ class _Planner:
         file = self._file(key, now)
         known = self._snapshot.hashes_of_size(file.size_bytes) if self._snapshot is not None else ()
         keys.append(key)
-        self._plan.tasks.append((file, DecodeTask(file.path, frozenset(known))))
+        self._plan.tasks.append((file, frozenset(known)))
 
     def _file(self, key: str, now: FileNow) -> VideoFile:
         size_bytes, mtime_ns, inode = now.identity
@@ -258,12 +282,21 @@ def _moved(origin: VideoRecord, file: VideoFile) -> VideoOutcome:
     )
 
 
+def _is_readable(path: Path) -> bool:
+    try:
+        with path.open("rb") as file:
+            file.read(1)
+    except OSError:
+        return False
+    return True
+
+
 def _has_left(path: Path, now: Path | None) -> bool:
     """Whether there is no file at ``path`` any more, or the one that is at ``now`` as well."""
-    status = file_status(path)
-    if isinstance(status, OSError):
-        return status.errno in GONE
-    return now is not None and os.path.samestat(status, os.stat(now))
+    error = stat_error(path)
+    if error is not None:
+        return error.errno in GONE
+    return now is not None and os.path.samefile(path, now)
 
 
 @dataclass(frozen=True, slots=True)

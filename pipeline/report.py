@@ -143,7 +143,10 @@ def show_refresh(result: RefreshResult, as_json: bool, quiet: bool) -> None:
     ]
     counted = ", ".join(f"{count} {name}" for count, name in parts if count)
     index = f"; index generation {result.generation}" if result.index_was_updated else ""
-    print(f"{counted or 'nothing to do'}{index}")
+    answered = [] if result.answered is None else result.answered.reports
+    written = sum(report.outcome == "written" for report in answered)
+    queries = f"; {written} of {len(answered)} query files answered anew" if answered else ""
+    print(f"{counted or 'nothing to do'}{index}{queries}")
 
 
 def _show_plan(plan: RefreshPlan) -> None:
@@ -185,6 +188,8 @@ def _refresh_fields(result: RefreshResult) -> dict[str, object]:
         "extracted": None if result.extracted is None else _without(result.extracted, "interrupted", "problems"),
         "left": result.num_left,
         "index": {"generation": result.generation, "updated": result.index_was_updated},
+        "queries": [] if result.answered is None else result.answered.reports,
+        "queries_failed": [] if result.answered is None else [str(error) for error in result.answered.failures],
         "videos": result.videos,
         "seconds": result.seconds,
     }

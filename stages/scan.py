@@ -6,7 +6,7 @@ dangling link, a pipe, an empty file) is still listed: extract records it with i
 
 from __future__ import annotations
 
-import stat
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +15,7 @@ from index_store.records import VideoFile
 from stages.keys import unique_key
 from stages.looks import looks_like_video
 from stages.sources import Sources
-from stages.walk import FileStatus, ScanProblem
+from stages.walk import ScanProblem
 
 
 @dataclass(slots=True)
@@ -42,7 +42,7 @@ def scan(paths: Sequence[str | Path]) -> ScanResult:
     seen: set[str] = set()
     found: dict[str, VideoFile] = {}
     for source in sources.sources:
-        for path, status in source.files(sources.problems):
+        for path, size_bytes, mtime_ns, inode in itertools.chain.from_iterable(source.batches(sources.problems)):
             if path in seen:
                 continue
             seen.add(path)
@@ -50,14 +50,6 @@ def scan(paths: Sequence[str | Path]) -> ScanResult:
                 result.num_ignored += 1
                 continue
             key = unique_key(source.key(path), Path(path), found)
-            found[key] = video_file(path, key, status)
+            found[key] = VideoFile(key, Path(path), size_bytes, mtime_ns, inode)
     result.files = [found[key] for key in sorted(found)]
     return result
-
-
-def video_file(path: str, key: str, status: FileStatus) -> VideoFile:
-    """The record of a file with this status; size 0 for what cannot be looked at or is not a regular file."""
-    if isinstance(status, OSError):
-        return VideoFile(key, Path(path), 0, 0, 0)
-    size_bytes = status.st_size if stat.S_ISREG(status.st_mode) else 0
-    return VideoFile(key, Path(path), size_bytes, status.st_mtime_ns, status.st_ino)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import errno
 import heapq
+import itertools
 import os
 import stat
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from operator import itemgetter
 from pathlib import Path
 from typing import Literal
 
@@ -16,10 +16,7 @@ from index_store.errors import InputError
 from stages.keys import printable_name
 from stages.looks import looks_like_video
 from stages.manifest import MANIFEST_SUFFIXES, read_manifest
-from stages.walk import FileStatus, ScanProblem, file_status, walk
-
-FoundFile = tuple[str, FileStatus, int]
-"""(absolute path, its status, number of its source)."""
+from stages.walk import BATCH_FILES, ListedFile, ScanProblem, listed_file, walk
 
 GONE = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP})
 """``stat`` fails with one of these where there is no file; with any other, nobody knows."""
@@ -41,9 +38,10 @@ class Source:
     def open(cls, source: str | Path) -> Source:
         """Look at a source. Raises InputError for a manifest with a broken line."""
         path = os.path.abspath(source)
-        status = file_status(path)
-        if isinstance(status, OSError):
-            return cls(path, "missing", status.strerror or str(status))
+        try:
+            status = os.stat(path)
+        except OSError as error:
+            return cls(path, "missing", error.strerror or str(error))
         if stat.S_ISDIR(status.st_mode):
             return cls(path, "folder")
         if os.path.splitext(path)[1].lower() not in MANIFEST_SUFFIXES:
@@ -53,12 +51,12 @@ class Source:
             listed.setdefault(os.path.abspath(listed_path), key)
         return cls(path, "manifest", listed={name: listed[name] for name in sorted(listed)})
 
-    def files(self, problems: list[ScanProblem]) -> Iterator[tuple[str, FileStatus]]:
-        """(path, status) of each file, in the order of the paths."""
+    def batches(self, problems: list[ScanProblem]) -> Iterator[list[ListedFile]]:
+        """Its files in the order of their paths, some at a time; what could not be listed is added to ``problems``."""
         if self.kind == "folder":
             return walk(self.path, problems)
-        paths = [self.path] if self.kind == "file" else self.listed
-        return ((path, file_status(path)) for path in paths)
+        paths = iter([self.path] if self.kind == "file" else self.listed)
+        return iter(lambda: [listed_file(path) for path in itertools.islice(paths, BATCH_FILES)], [])
 
     def key(self, path: str) -> str:
         """What users call the file at ``path``: POSIX, relative to a folder; a single file's name."""
@@ -74,7 +72,7 @@ class Sources:
     def __init__(self, sources: Sequence[str | Path]) -> None:
         self.sources = [Source.open(source) for source in sources]
         self.problems: list[ScanProblem] = []
-        """Folders that could not be listed; complete when ``files`` has come to its end."""
+        """Folders that could not be listed; complete when ``batches`` has come to its end."""
 
     def require_all(self) -> None:
         """Raise InputError for a source that is missing."""
@@ -85,15 +83,23 @@ class Sources:
                     "or a CSV or JSONL manifest"
                 )
 
-    def files(self) -> Iterator[FoundFile]:
-        """Every file once, with the first of its sources, in the order of the paths."""
-        if len(self.sources) == 1:
-            return self._files(0)
-        return self._merged()
+    def batches(self) -> Iterator[tuple[int, list[ListedFile]]]:
+        """(number of the source, some of its files): every file once, with the first of its sources, by path."""
+        there = [(number, source) for number, source in enumerate(self.sources) if source.kind != "missing"]
+        there.sort(key=lambda pair: pair[1].path + "/")
+        ends = itertools.pairwise(there)
+        if all(source.kind == "folder" for _, source in there) and not any(
+            (after.path + "/").startswith(before.path.rstrip("/") + "/") for (_, before), (_, after) in ends
+        ):
+            for number, source in there:
+                for batch in source.batches(self.problems):
+                    yield number, batch
+        else:
+            yield from self._merged()
 
-    def is_video(self, found: FoundFile) -> bool:
+    def is_video(self, path: str, number: int) -> bool:
         """Whether a file counts as a video: whatever is listed, and what looks like one in a folder."""
-        return self.sources[found[2]].kind != "folder" or looks_like_video(found[0])
+        return self.sources[number].kind != "folder" or looks_like_video(path)
 
     def key(self, path: str, number: int) -> str:
         """What users call a file of source ``number``, unless another one has that name."""
@@ -114,14 +120,16 @@ class Sources:
                 manifest = number
         return manifest
 
-    def _files(self, number: int) -> Iterator[FoundFile]:
-        for path, status in self.sources[number].files(self.problems):
-            yield path, status, number
+    def _merged(self) -> Iterator[tuple[int, list[ListedFile]]]:
+        """Sources that overlap: file by file."""
 
-    def _merged(self) -> Iterator[FoundFile]:
+        def numbered(number: int, source: Source) -> Iterator[tuple[str, int, ListedFile]]:
+            for batch in source.batches(self.problems):
+                yield from ((file[0], number, file) for file in batch)
+
         last = ""
-        streams = [self._files(number) for number, source in enumerate(self.sources) if source.kind != "missing"]
-        for found in heapq.merge(*streams, key=itemgetter(0)):
-            if found[0] != last:
-                last = found[0]
-                yield found
+        streams = [numbered(number, source) for number, source in enumerate(self.sources) if source.kind != "missing"]
+        for path, number, file in heapq.merge(*streams):
+            if path != last:
+                last = path
+                yield number, [file]

@@ -19,17 +19,17 @@ from index_store.store import Store, StoreWriter
 from pipeline.plan import ExtractPlan, plan_extract
 from pipeline.progress import progress_bar
 from pipeline.stop import stop_on_signals
-from stages.decode_pool import DecodeTask
 from stages.keys import in_part
 from stages.scan import ScanResult, scan
 
 if TYPE_CHECKING:
     import torch
 
+    from stages.decode_pool import DecodeTask
     from stages.extract import ExtractReport, FrameSource
     from stages.models.clip import ClipModel
 
-ExtractTask = tuple[VideoFile, DecodeTask]
+    ExtractTask = tuple[VideoFile, DecodeTask]
 
 _LOOKAHEAD_BYTES = 512 << 20
 """Decoded frames that may wait for the model."""
@@ -131,6 +131,8 @@ def estimate(job: ExtractJob) -> Estimate:
         with Store.open(job.store).snapshot() as snapshot:
             plan = plan_extract(snapshot, found.files)
     else:
+        from stages.decode_pool import DecodeTask
+
         plan.tasks = [(file, DecodeTask(file.path, frozenset())) for file in found.files]
     tasks = plan.tasks[: job.limit]
     return Estimate(

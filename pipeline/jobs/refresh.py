@@ -1,4 +1,4 @@
-"""``tbpipe refresh``: scan, plan, move, remove, extract, index; each step may be cut off, and the next run goes on.
+"""``tbpipe refresh``: scan, plan, move, remove, extract, index, answer; what is cut off, the next run goes on with.
 
 There is no progress file: what is left to do is the difference between the sources and the catalog.
 """
@@ -6,7 +6,7 @@ There is no progress file: what is left to do is the difference between the sour
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,12 +19,13 @@ from index_store.store import Snapshot, Store, StoreWriter
 from pipeline.changes import find_changes
 from pipeline.jobs.extract import ExtractJob, is_store, model_and_settings, run_extract
 from pipeline.log import Log
-from pipeline.refresh_plan import RefreshPlan, batches, plan_refresh
+from pipeline.refresh_plan import GoneVideo, RefreshPlan, batches, plan_refresh
 from pipeline.stop import stop_on_signals
 from stages.sources import Sources
 
 if TYPE_CHECKING:
     from index_store.settings import StoreSettings
+    from pipeline.refresh_queries import AnsweredQueries
     from stages.extract import ExtractReport
     from stages.models.clip import ClipModel
 
@@ -81,6 +82,8 @@ class RefreshResult:
     generation: str = ""
     """The newest index generation; empty without one."""
     index_was_updated: bool = False
+    answered: AnsweredQueries | None = None
+    """None without standing queries, or where the run ended before them."""
     seconds: dict[str, float] = field(default_factory=dict)
     """Wall time of each step."""
     stopped_by: InterruptedRunError | SafetyStopError | None = None
@@ -88,9 +91,11 @@ class RefreshResult:
 
     @property
     def exit_code(self) -> int:
-        """0; 3 where somebody should look at an input; that of what stopped it."""
+        """0; 3 where somebody should look at an input; that of what stopped it, or of queries that failed."""
         if self.stopped_by is not None:
             return self.stopped_by.exit_code
+        if self.answered is not None and self.answered.failures:
+            return self.answered.failures[0].exit_code
         quarantined = self.extracted.quarantined if self.extracted is not None else 0
         return 3 if quarantined or self.plan.problems else 0
 
@@ -126,6 +131,7 @@ class _Run:
         if is_store(self._job.store):
             with Store.open(self._job.store).snapshot() as snapshot:
                 result = self._planned(snapshot)
+                result.videos = snapshot.counts()
                 try:
                     self._check_safety(snapshot, result.plan)
                 except SafetyStopError as error:
@@ -153,8 +159,10 @@ class _Run:
                 self._check_safety(snapshot, result.plan)
             if not result.plan.is_empty:
                 self._write(result, writer)
-        if result.stopped_by is None:
-            self._timed(result, "index", lambda: self._index(store, result))
+            if result.stopped_by is None:
+                self._timed(result, "index", lambda: self._index(store, writer, result))
+            if result.stopped_by is None and result.generation and self._settings.queries:
+                self._timed(result, "queries", lambda: self._answer(store, result))
         with store.snapshot() as snapshot:
             result.videos = snapshot.counts()
         return result
@@ -166,8 +174,6 @@ class _Run:
     def _planned(self, snapshot: Snapshot | None) -> RefreshResult:
         result = RefreshResult(self._job.store, RefreshPlan(), self._job.dry_run)
         self._timed(result, "scan", lambda: self._plan(result, snapshot))
-        if snapshot is not None:
-            result.videos = snapshot.counts()
         plan = result.plan
         for problem in plan.problems:
             self._log.warning("unreadable", f"could not look at {problem.path}: {problem.reason}", path=problem.path)
@@ -188,7 +194,7 @@ class _Run:
     def _plan(self, result: RefreshResult, snapshot: Snapshot | None) -> None:
         sources = Sources(self._sources)
         rows = snapshot.files() if snapshot is not None else iter(())
-        changes = find_changes(rows, sources.files(), sources.is_video)
+        changes = find_changes(rows, sources.batches(), sources.is_video)
         result.plan = plan_refresh(snapshot, sources, changes)
         missing = [source for source in sources.sources if source.kind == "missing"]
         if any(source.path not in result.plan.emptied for source in missing):
@@ -203,6 +209,8 @@ class _Run:
                 f"{empty[0]} holds none of its videos any more ({plan.num_deletes} of the store would go); mount it or "
                 "take it out of the sources. If it is meant to be empty, run again with --allow-empty"
             )
+        if plan.num_deletes == 0:
+            return
         total = snapshot.num_searchable
         limit = self._job.max_deletes or self._settings.max_deletes
         if plan.num_deletes > limit.allowed(total):
@@ -216,23 +224,31 @@ class _Run:
     def _write(self, result: RefreshResult, writer: StoreWriter) -> None:
         plan, job = result.plan, self._job.extract_job()
         model = self._model() if plan.tasks else None  # what is wrong with it is found before any change
+        wanted = {file.size_bytes for file, _ in plan.tasks}
+        at_once = [video for video in plan.removed if video.size_bytes not in wanted]
+        at_last = [video for video in plan.removed if video.size_bytes in wanted]
         self._timed(result, "move", lambda: self._move(plan, writer))
-        self._timed(result, "remove", lambda: self._remove(plan, writer))
+        self._timed(result, "remove", lambda: self._remove(at_once, writer))
         if model is None:
             return
+        from stages.decode_pool import DecodeTask
+
+        tasks = [(file, DecodeTask(file.path, hashes)) for file, hashes in plan.tasks]
         with stop_on_signals() as stop:
 
             def should_stop() -> bool:
-                return stop() or (self._deadline is not None and time.monotonic() > self._deadline)
+                return stop() or self._is_late()
 
             def extract() -> None:
-                result.extracted = run_extract(job, plan.tasks, *model, writer, should_stop, self._on_video)
+                result.extracted = run_extract(job, tasks, *model, writer, should_stop, self._on_video)
 
             self._timed(result, "extract", extract)
         assert result.extracted is not None
         result.num_left = len(plan.tasks) - result.extracted.finished
         done = f"{result.extracted.finished} videos are committed and {result.num_left} left"
         self._log.info("extracted", done, **_counts(result.extracted), left=result.num_left)
+        if result.num_left == 0:  # until then, a file to be read may have the content of one that is gone
+            self._remove(at_last, writer)
         if stop():
             result.stopped_by = stop.error(f"stopped by a signal; {done}: the next refresh goes on")
 
@@ -252,10 +268,10 @@ class _Run:
             key = move.outcome.file.key
             self._log.info("moved", f"{move.origin} is {key} now", key=key, origin=move.origin)
 
-    def _remove(self, plan: RefreshPlan, writer: StoreWriter) -> None:
-        if plan.removed:
-            writer.remove([video.id for video in plan.removed])
-        for video in plan.removed:
+    def _remove(self, videos: Sequence[GoneVideo], writer: StoreWriter) -> None:
+        if videos:
+            writer.remove([video.id for video in videos])
+        for video in videos:
             self._log.info("removed", f"{video.key} is gone: removed", key=video.key)
 
     def _on_video(self, outcome: VideoOutcome) -> None:
@@ -263,26 +279,44 @@ class _Run:
             key, reason, detail = outcome.file.key, outcome.reason_code, outcome.reason_detail
             self._log.warning("quarantined", f"{key}: {reason}: {detail}", key=key, reason=reason, detail=detail)
 
-    def _index(self, store: Store, result: RefreshResult) -> None:
+    def _index(self, store: Store, writer: StoreWriter, result: RefreshResult) -> None:
         """Publish an index of the videos that there are now, if the newest is not that."""
         with store.snapshot() as snapshot:
-            newest, is_empty = snapshot.generation(), snapshot.num_searchable == 0
-            is_current = newest is not None and newest.commit_number == snapshot.commit_number
-        if newest is not None:
-            result.generation = newest.name
-        if is_current or is_empty:
-            return
-        from stages.index import build_index
+            if snapshot.generation() is None and snapshot.num_searchable == 0:
+                return
+        from stages.index import update_index
 
-        factory = self._settings.factory or (newest.factory if newest is not None else "Flat")
-        report = build_index(store, factory, lock_timeout_seconds=max(self._job.lock_timeout, 60.0))
-        result.generation, result.index_was_updated = report.generation, True
-        self._log.info(
-            "indexed",
-            f"index generation {report.generation} has {report.num_vectors} videos",
-            generation=report.generation,
-            videos=report.num_vectors,
-        )
+        report = update_index(store, writer, self._settings.factory, every_byte=False)
+        result.generation, result.index_was_updated = report.generation, not report.was_up_to_date
+        if report.remark:
+            self._log.warning("index_damaged", report.remark)
+        if result.index_was_updated:
+            self._log.info(
+                "indexed",
+                f"index generation {report.generation} has {report.num_vectors} videos",
+                generation=report.generation,
+                videos=report.num_vectors,
+            )
+
+    def _answer(self, store: Store, result: RefreshResult) -> None:
+        """Bring the outputs of all standing queries up to date."""
+        from pipeline.refresh_queries import answer_queries
+
+        with stop_on_signals() as stop:
+            result.answered = answer_queries(
+                store,
+                self._settings.queries,
+                self._log,
+                lambda: stop() or self._is_late(),
+                self._job.pretrained,
+                self._job.device,
+            )
+        if stop():
+            left = f"{result.answered.num_left} files of queries are left"
+            result.stopped_by = stop.error(f"stopped by a signal; all videos are done, {left} for the next refresh")
+
+    def _is_late(self) -> bool:
+        return self._deadline is not None and time.monotonic() > self._deadline
 
     def _timed(self, result: RefreshResult, step: str, action: Callable[[], None]) -> None:
         before = time.monotonic()

@@ -161,7 +161,16 @@ def test_looking_up_one_video_does_not_read_the_table(layout: Layout, condition:
     connection = sqlite3.connect(layout.catalog_path)
     plan = connection.execute(f"EXPLAIN QUERY PLAN SELECT * FROM videos WHERE {condition}").fetchall()
     connection.close()
-    assert [f"USING INDEX {index}" in step[3] for step in plan] == [True]
+    assert f"USING INDEX {index}" in plan[0][3]
+    assert not any("SCAN" in step[3] for step in plan)
+
+
+def test_what_a_scan_is_compared_with_is_read_from_an_index_alone(layout: Layout) -> None:
+    connection = sqlite3.connect(layout.catalog_path)
+    statement = "SELECT path, size_bytes, mtime_ns, inode FROM videos WHERE status != 'removed' ORDER BY path"
+    ((*_, step),) = connection.execute(f"EXPLAIN QUERY PLAN {statement}").fetchall()
+    connection.close()
+    assert "COVERING INDEX videos_by_path" in step
 
 
 def test_another_stores_catalog_is_refused(layout: Layout) -> None:

@@ -90,6 +90,7 @@ def rewritten(store: Store) -> None:
     old.execute("PRAGMA journal_mode = WAL")
     old.close()
     path.with_name("old.sqlite").replace(path)
+    path.with_name("catalog.seal").unlink()  # an older tbpipe made none
 
 
 def changed(store: Store, commit_number: int) -> list[tuple[int, bool]]:
