@@ -18,6 +18,9 @@ from index_store.store import Snapshot
 from index_store.vectors import VectorIndex
 from stages.search import QUERIES_PER_BATCH, BroadView
 
+TEXTS_AT_ONCE = 32
+"""Seconds of work for the slowest method: a run that is to stop does so between two parts."""
+
 Rank = Callable[[Sequence[Query]], Iterator[Ranking]]
 """Ranks queries as ``tbpipe rerank`` does, in their order."""
 
@@ -51,22 +54,19 @@ def answer(
     kept: StandingAnswers,
     rank: Rank,
     sentences: Callable[[Sequence[str]], NDArray[np.float32]],
-    should_stop: Callable[[], bool],
-) -> StandingAnswers:
-    """The answers to these different texts: those kept, and the others ranked. Stopped, it gives those that there are.
+) -> Iterator[StandingAnswers]:
+    """Ranks those of these different texts that are not among ``kept``, some at a time.
 
-    ``kept`` has some of the texts and no others; ``sentences``: float32 [T, D] of texts that were ranked.
+    Yields all answers that there are after each time; the last ones are the answers to all texts. ``kept`` has no other
+    texts than those; ``sentences``: float32 [T, D] of texts that were ranked.
     """
     known = set(kept.texts)
     missing = [text for text in texts if text not in known]
-    rows: list[_Row] = []
-    for ranking in rank([Query(str(number), text) for number, text in enumerate(missing)]) if missing else ():
-        rows.append(_row(ranking))
-        if should_stop():
-            break
-    done = missing[: len(rows)]
-    ranked = _stacked(done, sentences(done) if done else kept.sentences[:0], rows)
-    return _joined(kept, ranked)
+    for start in range(0, len(missing), TEXTS_AT_ONCE):
+        part = missing[start : start + TEXTS_AT_ONCE]
+        rows = [_row(ranking) for ranking in rank([Query(str(number), text) for number, text in enumerate(part)])]
+        kept = _joined(kept, _stacked(part, sentences(part), rows))
+        yield kept
 
 
 def rankings(snapshot: Snapshot, queries: Iterable[Query], answers: StandingAnswers) -> Iterator[Ranking]:

@@ -5,6 +5,9 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import json
+import platform
+import re
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,6 +28,7 @@ if TYPE_CHECKING:
 _LIBRARIES = ("torch", "faiss-gpu", "faiss-cpu", "numpy", "open_clip_torch")
 """Another version of them may give another last bit of a score."""
 _TEXT_CACHE_BYTES = 64 << 20
+_SAVE_SECONDS = 60.0
 _READ_BYTES = 1 << 20
 
 
@@ -75,8 +79,8 @@ def answer_standing(
 ) -> StandingReport:
     """Bring the file ``job.asked.output`` up to date; its bytes are those that ``tbpipe rerank`` would write.
 
-    Whoever calls holds the writer lock, so that nobody does the same. ``should_stop`` is asked after every text that
-    was ranked. Raises what ``tbpipe rerank`` raises.
+    Whoever calls holds the writer lock, so that nobody does the same. ``should_stop`` is asked every few texts, and
+    killed, it loses what was ranked in the last minute. Raises what ``tbpipe rerank`` raises.
     """
     store = Store.open(job.store)
     output_format(job.asked.output)
@@ -185,8 +189,15 @@ class _Standing:
                 on_ranked()
                 yield ranking
 
-        answers = answer(self._texts, kept, rank, encoder.sentences, should_stop)
-        return answers, replace(run, device=device.type, method=opened.reranker.name), len(kept)
+        run = replace(run, device=device.type, method=opened.reranker.name)
+        answers, saved = kept, time.monotonic()
+        for answers in answer(self._texts, kept, rank, encoder.sentences):
+            if should_stop():
+                break
+            if time.monotonic() - saved > _SAVE_SECONDS:
+                self._state.write(run, answers)
+                saved = time.monotonic()
+        return answers, run, len(kept)
 
     def _report(
         self,
@@ -206,12 +217,25 @@ def _made_with(store: Store, job: StandingJob) -> str:
     parts = {
         "tbpipe": __version__,
         "libraries": [_version(name) for name in _LIBRARIES],
+        "processor": _processor(),
         "fingerprint": store.fingerprint,
         "method": job.asked.method,
         "weights": None if weights is None else _file_sha256(weights),
         "top_k": job.asked.top_k,
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def _processor(description: Path = Path("/proc/cpuinfo")) -> str:
+    """Vendor and vector instructions, which choose the order of a sum; the architecture where nothing more is told."""
+    try:
+        text = description.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return platform.machine()
+    vendor = re.search(r"^vendor_id\s*:\s*(\S+)", text, re.MULTILINE)
+    flags = re.search(r"^(?:flags|Features)\s*:(.*)$", text, re.MULTILINE)
+    wide = sorted(set(re.findall(r"\b(?:avx|amx|fma|sve|asimd)\w*", flags[1]))) if flags else []
+    return " ".join([platform.machine(), vendor[1] if vendor else "", *wide])
 
 
 def _version(library: str) -> str:

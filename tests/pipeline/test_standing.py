@@ -27,6 +27,7 @@ from pipeline.log import Log
 from pipeline.refresh_queries import answer_queries
 from stages.index import build_index
 from stages.models import load_model
+from stages.standing import TEXTS_AT_ONCE
 from stages.tokens import pack_features
 
 NUM_VIDEOS = 40
@@ -222,18 +223,38 @@ def test_a_damaged_state_costs_time_and_nothing_else(store: Store, tmp_path: Pat
 
 
 def test_stopped_it_leaves_the_file_and_goes_on_the_next_time(store: Store, tmp_path: Path) -> None:
-    ask = asked(tmp_path)
+    texts = [f"{text}, {where}" for text in TEXTS for where in ("above", "below", "left", "right")]
+    ask = asked(tmp_path, texts=texts)
+    report = answered(store, ask, should_stop=lambda: True)
+    assert (report.outcome, report.num_ranked, report.num_kept) == ("interrupted", 0, 0)
     done: list[int] = []
-    report = answered(store, ask, should_stop=lambda: len(done) >= 5, on_ranked=lambda: done.append(1))
-    assert (report.outcome, report.num_ranked, report.num_kept) == ("interrupted", 5, 0)
+    report = answered(store, ask, should_stop=lambda: bool(done), on_ranked=lambda: done.append(1))
+    assert (report.outcome, report.num_ranked, report.num_kept) == ("interrupted", TEXTS_AT_ONCE, 0)
     assert not ask.output.exists()
     report = answered(store, ask, should_stop=lambda: True)
-    assert (report.outcome, report.num_ranked, report.num_kept) == ("interrupted", 0, 5)
+    assert (report.outcome, report.num_ranked, report.num_kept) == ("interrupted", 0, TEXTS_AT_ONCE)
     report = answered(store, ask)
-    assert (report.outcome, report.num_ranked, report.num_kept) == ("written", len(TEXTS) - 5, 5)
+    assert (report.outcome, report.num_ranked, report.num_kept) == ("written", 48 - TEXTS_AT_ONCE, TEXTS_AT_ONCE)
     assert ask.output.read_bytes() == expected(store, ask)
 
 
+def test_killed_it_goes_on_from_what_was_saved(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.jobs.standing._SAVE_SECONDS", 0.0)
+    ask = asked(tmp_path, texts=[f"{text}, {number}" for text in TEXTS for number in range(4)])
+    done: list[int] = []
+
+    def die() -> None:
+        done.append(1)
+        if len(done) > TEXTS_AT_ONCE:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        answered(store, ask, on_ranked=die)
+    assert answered(store, ask).num_kept == TEXTS_AT_ONCE
+    assert ask.output.read_bytes() == expected(store, ask)
+
+
+@pytest.mark.slow
 def test_a_store_put_back_from_a_copy_is_answered_anew(store: Store, settings: StoreSettings, tmp_path: Path) -> None:
     shutil.copytree(store.directory, tmp_path / "copy")
     commit(store, [shown(number, settings, 1) for number in range(5)])
@@ -250,6 +271,7 @@ def test_a_store_put_back_from_a_copy_is_answered_anew(store: Store, settings: S
     assert ask.output.read_bytes() == expected(older, ask)
 
 
+@pytest.mark.slow
 def test_a_store_that_lost_its_videos_gives_an_empty_run(store: Store, settings: StoreSettings, tmp_path: Path) -> None:
     ask = asked(tmp_path)
     answered(store, ask)
