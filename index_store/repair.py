@@ -11,13 +11,13 @@ from pathlib import Path
 
 from index_store.atomic import remove, replacing
 from index_store.catalog import ShardRecord
-from index_store.errors import DamageError, StoreLockedError, from_os_error
+from index_store.errors import DamageError, InputError, StoreError, StoreLockedError, from_os_error
 from index_store.features import write_shard
 from index_store.layout import Layout
 from index_store.lock import writer_lock
 from index_store.readers import ANY_COMMIT, is_read
-from index_store.seal import check_seal, describe_damage, remove_seal, restore_catalog
-from index_store.settings import StoreSettings, read_settings
+from index_store.seal import check_seal, describe_damage, remove_seal, restore_catalog, sealed_settings
+from index_store.settings import StoreSettings, read_settings, restore_settings, settings_of
 from index_store.shard_file import ShardRows, shard_rows
 from index_store.store import KeptRow, Store, StoreWriter
 from index_store.verify import Advance, Problem, verify
@@ -49,8 +49,8 @@ def repair(directory: Path, lock_timeout_seconds: float = 0.0, on_bytes: Advance
     that only a copy can mend, StoreLockedError, NoSpaceError.
     """
     layout = Layout(directory.absolute())
-    settings = read_settings(layout.settings_path)
     report = RepairReport()
+    settings = _repaired_settings(layout, lock_timeout_seconds, report)
     with writer_lock(layout.lock_path, lock_timeout_seconds):
         _repair_catalog(layout, settings, report)
     store = Store(layout.directory, settings)
@@ -68,6 +68,24 @@ def repair(directory: Path, lock_timeout_seconds: float = 0.0, on_bytes: Advance
                 _remove(layout.directory / problem.path)
                 report.removed.append(problem.path)
     return report
+
+
+def _repaired_settings(layout: Layout, lock_timeout_seconds: float, report: RepairReport) -> StoreSettings:
+    """The pinned settings; where ``tbpipe.toml`` is damaged, it is written anew from the seal's copy."""
+    try:
+        return read_settings(layout.settings_path)
+    except (StoreError, InputError) as error:
+        settings = settings_of(sealed_settings(layout))
+        if settings is None:
+            raise
+        with writer_lock(layout.lock_path, lock_timeout_seconds):
+            kept = restore_settings(layout.settings_path, settings)
+        where = f", the old file is {kept.name}: its comments are only there" if kept else ""
+        report.problems.append(
+            Problem("settings", layout.settings_path.name, "[store]", str(error), "run 'tbpipe repair'")
+        )
+        report.restored.append(f"{layout.settings_path.name}{where}")
+        return settings
 
 
 def _repair_catalog(layout: Layout, settings: StoreSettings, report: RepairReport) -> None:

@@ -53,6 +53,8 @@ class Seal:
     files: tuple[SealedFile, ...]
     parity_checksums: tuple[str, ...]
     """XXH3-128, hex, of the XOR of each group; block i of all files together belongs to group i modulo their number."""
+    settings: str = ""
+    """The pinned settings as JSON: a second copy of what ``tbpipe.toml`` says under [store]."""
     format: str = FORMAT
 
     def blocks(self) -> Iterator[Block]:
@@ -101,8 +103,11 @@ class SealReport:
         return self.seal is not None and not self.damaged and not self.wrong_sizes
 
 
-def write_seal(layout: Layout) -> None:
-    """Seal the catalog as it is now. Only for the holder of the writer lock, with no connection of its own open."""
+def write_seal(layout: Layout, settings: str = "") -> None:
+    """Seal the catalog as it is now; ``settings``: the store's, as JSON.
+
+    Only for the holder of the writer lock, with no connection of its own open.
+    """
     paths = [path for path in _sealed_paths(layout) if path.exists()]
     num_groups = _num_groups(sum(-(-path.stat().st_size // BLOCK_BYTES) for path in paths))
     parity = np.zeros((num_groups, BLOCK_BYTES), np.uint8)
@@ -115,7 +120,7 @@ def write_seal(layout: Layout) -> None:
             parity[place % num_groups, : len(block)] ^= np.frombuffer(block, np.uint8)
             place += 1
         files.append(SealedFile(path.name, path.stat().st_size, tuple(checksums)))
-    seal = Seal(tuple(files), tuple(_checksum(row.tobytes()) for row in parity))
+    seal = Seal(tuple(files), tuple(_checksum(row.tobytes()) for row in parity), settings)
     header = json.dumps(asdict(seal), sort_keys=True, separators=(",", ":")).encode()
     header += _digest(header)
     length = len(header).to_bytes(_LENGTH_BYTES, "little")
@@ -124,7 +129,7 @@ def write_seal(layout: Layout) -> None:
 
 
 @contextlib.contextmanager
-def unsealed_while_changing(layout: Layout) -> Iterator[Callable[[], None]]:
+def unsealed_while_changing(layout: Layout, settings: str) -> Iterator[Callable[[], None]]:
     """Let a writer change the catalog: what is given must be called before each change, and takes the seal away.
 
     At the end, with the catalog closed, it is sealed again; not after damage was met, which a new seal would hide, and
@@ -143,16 +148,25 @@ def unsealed_while_changing(layout: Layout) -> Iterator[Callable[[], None]]:
     except DamageError:
         raise
     except BaseException:
-        seal_again(layout)
+        seal_again(layout, settings)
         raise
-    seal_again(layout)
+    seal_again(layout, settings)
 
 
-def seal_again(layout: Layout) -> None:
+def seal_again(layout: Layout, settings: str) -> None:
     """Seal a catalog that has no seal, if the disk has room for one. Only for the holder of the writer lock."""
     if not layout.seal_path.exists():
         with contextlib.suppress(OSError):
-            write_seal(layout)
+            write_seal(layout, settings)
+
+
+def sealed_settings(layout: Layout) -> str:
+    """The settings that the seal has, as JSON; "" where there is no seal, or nothing of it can be read."""
+    try:
+        seal, _ = _read_seal(layout.seal_path)
+    except (OSError, StoreError):
+        return ""
+    return "" if seal is None else seal.settings
 
 
 def remove_seal(layout: Layout) -> None:
@@ -311,7 +325,7 @@ def _read_seal(path: Path) -> tuple[Seal | None, list[str]]:
             f"{path} has format {fields['format']}, this tbpipe reads {FORMAT}; use the tbpipe that made it"
         )
     files = tuple(SealedFile(file["name"], file["size_bytes"], tuple(file["checksums"])) for file in fields["files"])
-    seal = Seal(files, tuple(fields["parity_checksums"]))
+    seal = Seal(files, tuple(fields["parity_checksums"]), fields["settings"])
     start = _LENGTH_BYTES + len(header) + _DIGEST_BYTES
     for group, checksum in enumerate(seal.parity_checksums):
         piece = content[start + group * BLOCK_BYTES : start + (group + 1) * BLOCK_BYTES]

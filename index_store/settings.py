@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
 import hashlib
@@ -160,6 +161,11 @@ class StoreSettings:
         return json.dumps(values, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
 
     @property
+    def section_json(self) -> str:
+        """What ``tbpipe.toml`` says under [store] but the fingerprint, as one line of JSON."""
+        return json.dumps(_without_none(dataclasses.asdict(self)), sort_keys=True, separators=(",", ":"))
+
+    @property
     def fingerprint(self) -> str:
         """SHA-256 of ``canonical_json``, 64 hex digits."""
         return hashlib.sha256(self.canonical_json.encode()).hexdigest()
@@ -210,6 +216,31 @@ def read_settings(path: Path) -> StoreSettings:
     return settings
 
 
+def settings_of(section_json: str) -> StoreSettings | None:
+    """The settings that ``section_json`` gave; None for anything else, and for those of another format."""
+    try:
+        settings = _parse_store(json.loads(section_json))
+    except (ValueError, TypeError, UsageError):
+        return None
+    return settings if settings.format_version == FORMAT_VERSION else None
+
+
+def restore_settings(path: Path, settings: StoreSettings) -> Path | None:
+    """Write ``[store]`` anew. What else the file says stays, without comments; the old file is kept beside it.
+
+    Returns where the old file is; None when there was none.
+    """
+    others: dict[str, Any] = {}
+    kept = None
+    if path.exists():
+        with contextlib.suppress(StoreError, InputError):
+            others = {name: value for name, value in read_toml(path).items() if name != "store"}
+        kept = path.with_name(f"{path.name}.damaged")
+        write_bytes(kept, path.read_bytes())
+    _write_behind(tomli_w.dumps(others), path, settings)
+    return kept
+
+
 def write_settings(path: Path, settings: StoreSettings) -> None:
     """Pin ``settings`` as the ``[store]`` section of ``path``; what else the file says stays as it is, comments too.
 
@@ -218,6 +249,11 @@ def write_settings(path: Path, settings: StoreSettings) -> None:
     text = path.read_text(encoding="utf-8") if path.exists() else ""
     if text and "store" in read_toml(path):
         raise StoreError(f"{path} already has a [store] section, and it is pinned")
+    _write_behind(text, path, settings)
+
+
+def _write_behind(text: str, path: Path, settings: StoreSettings) -> None:
+    """Give ``path`` this text and a ``[store]`` section behind it."""
     section = {"fingerprint": settings.fingerprint, **_without_none(dataclasses.asdict(settings))}
     separator = "\n\n" if text else ""
     comment = "# Pinned when the store was made: other settings need another store.\n"

@@ -153,7 +153,7 @@ class Store:
         """
         with (
             writer_lock(self._layout.lock_path, lock_timeout_seconds),
-            unsealed_while_changing(self._layout) as before_change,
+            unsealed_while_changing(self._layout, self.settings.section_json) as before_change,
         ):
             catalog = Catalog.open_for_writing(self._layout, self.fingerprint, before_change)
             try:
@@ -203,7 +203,7 @@ def _fill(layout: Layout, settings: StoreSettings) -> None:
     for part in (layout.shards_directory, layout.index_directory, layout.runs_directory):
         part.mkdir(exist_ok=True)
     Catalog.create(layout, settings.fingerprint)
-    seal_again(layout)
+    seal_again(layout, settings.section_json)
     sync(layout.directory)
     sync(layout.directory.parent)
     write_settings(layout.settings_path, settings)

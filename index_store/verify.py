@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Literal
 
 from index_store.catalog import ShardRecord
-from index_store.errors import DamageError, FingerprintError, InputError
+from index_store.errors import DamageError, FingerprintError, InputError, StoreError
 from index_store.generation_check import generation_faults
 from index_store.layout import Layout, is_generation, is_shard, is_temporary
-from index_store.seal import check_seal, describe_block
-from index_store.settings import read_settings
+from index_store.seal import check_seal, describe_block, sealed_settings
+from index_store.settings import StoreSettings, read_settings, settings_of
 from index_store.shard_file import file_fault, shard_rows
 from index_store.store import Snapshot, Store
 
@@ -82,10 +82,8 @@ def verify(directory: Path, read_data: bool = False, on_bytes: Advance = lambda 
     """
     report = VerifyReport(read_data)
     layout = Layout(directory.absolute())
-    try:
-        settings = read_settings(layout.settings_path)
-    except (InputError, FingerprintError) as error:
-        report.add("settings", layout.settings_path.name, "[store]", str(error), "restore it from a copy")
+    settings = _checked_settings(layout, report)
+    if settings is None:
         return report
     _check_seal(layout, report)
     if not report.is_catalog_damaged:
@@ -97,6 +95,25 @@ def verify(directory: Path, read_data: bool = False, on_bytes: Advance = lambda 
     if report.is_catalog_damaged:
         report.notes.append("the other files were not looked at: the catalog, which says what they must be, is damaged")
     return report
+
+
+def _checked_settings(layout: Layout, report: VerifyReport) -> StoreSettings | None:
+    """The pinned settings, from the seal's copy where ``tbpipe.toml`` is damaged; None where there is none either."""
+    sealed = settings_of(sealed_settings(layout))
+    name = layout.settings_path.name
+    try:
+        settings = read_settings(layout.settings_path)
+    except (StoreError, InputError) as error:
+        if sealed is None and not isinstance(error, (FingerprintError, InputError)):
+            raise  # no store, or one of another format
+        remedy = "restore it from a copy" if sealed is None else "run 'tbpipe repair'"
+        report.add("settings", name, "[store]", str(error), remedy)
+        return sealed
+    if sealed is not None and sealed.model.pretrained != settings.model.pretrained:
+        report.notes.append(
+            f"{name} says pretrained = {settings.model.pretrained!r}, it was {sealed.model.pretrained!r}"
+        )
+    return settings
 
 
 def _check_seal(layout: Layout, report: VerifyReport) -> None:

@@ -47,7 +47,7 @@ def show_repair(report: RepairReport, store: Path, as_json: bool) -> None:
         print("nothing is damaged; nothing was changed")
         return
     for name in report.restored:
-        print(f"{printable(name)}: restored, every byte is as it was written")
+        print(f"restored as it was written: {printable(name)}")
     for name in report.rewritten:
         print(f"{printable(name)}: its intact rows are in a new shard")
     for number in report.dropped_generations:

@@ -22,7 +22,9 @@ from typing import Any
 import numpy as np
 
 from index_store.catalog import IndexManifestFields
+from index_store.compact import compact as compact_store
 from index_store.prepared import PreparedAbout
+from index_store.repair import repair
 from index_store.store import Store
 from tests.index_store.samples import SETTINGS, bad, copy_of, ok
 
@@ -67,11 +69,22 @@ def prepare(directory: Path) -> None:
                         file.put([row], {"field": field, "mask": field > 0}, {"other": "field"})
 
 
+def compact(directory: Path) -> None:
+    """One shard of all."""
+    compact_store(Store.open(directory))
+
+
+def mend(directory: Path) -> None:
+    repair(directory)
+
+
 ACTIONS: dict[str, Callable[[Path], None]] = {
     "create": create,
     "commit": commit,
     "publish": publish,
     "requeue": requeue,
+    "compact": compact,
+    "repair": mend,
     "prepare": prepare,
 }
 

@@ -57,12 +57,15 @@ def everything(directory: Path) -> object:
         ("commit", 7),
         ("publish", 4),
         ("requeue", 1),
+        pytest.param("compact", 6, marks=pytest.mark.crash),
         pytest.param("commit", 1, marks=pytest.mark.crash),
         pytest.param("publish", 1, marks=pytest.mark.crash),
     ],
 )
 def test_killed_at_any_step_a_store_is_old_or_new(tmp_path: Path, action: str, stride: int) -> None:
     base_store(tmp_path / "base")
+    if action == "compact":
+        ACTIONS["commit"](tmp_path / "base")
     old = everything(tmp_path / "base")
     *steps, (finished, _) = kill_at_steps(action, tmp_path, stride)
     new, new_files = everything(finished), files(finished)
@@ -84,6 +87,25 @@ def test_killed_at_any_step_a_store_is_old_or_new(tmp_path: Path, action: str, s
     if stride == 1:
         names = {step.split()[-1] for _, step in steps}
         assert names >= ({"COMMIT"} if action == "requeue" else {"COMMIT", "fsync", "os.rename"})
+
+
+@pytest.mark.crash
+def test_killed_at_any_step_a_repair_goes_on_with_the_next_one(tmp_path: Path) -> None:
+    """The last row of a shard and the catalog are damaged; both indexes have no manifest."""
+    base = base_store(tmp_path / "base").directory
+    for name, place in (("shards/00000001.h5", -10), ("catalog.sqlite", 4321)):
+        content = bytearray((base / name).read_bytes())
+        content[place] ^= 1
+        (base / name).write_bytes(content)
+    *steps, (finished, _) = kill_at_steps("repair", tmp_path, 9)
+    new, new_files = everything(finished), files(finished)
+    with Store.open(finished).snapshot() as snapshot:
+        assert snapshot.counts() == {"ok": 1, "partial": 0, "quarantined": 2, "removed": 0}
+        assert snapshot.generations() == []
+    for directory, step in steps:
+        ACTIONS["repair"](directory)
+        assert everything(directory) == new, f"killed before {step}: repairing it again gave something else"
+        assert files(directory) == new_files
 
 
 @pytest.mark.slow

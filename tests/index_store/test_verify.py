@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from index_store.catalog import IndexManifestFields
-from index_store.errors import DamageError, StoreLockedError, StoreMissingError
+from index_store.errors import DamageError, StoreError, StoreLockedError, StoreMissingError
 from index_store.repair import RepairReport, repair
 from index_store.settings import SamplingSettings
 from index_store.store import Snapshot, Store
@@ -225,11 +225,44 @@ def test_what_the_catalog_does_not_name_is_noted_and_is_no_problem(store: Store)
     assert "1 files that the catalog does not name (first: shards/00000077.h5)" in report.notes[0]
 
 
-def test_an_edited_settings_file_is_a_problem(store: Store) -> None:
-    settings = store.directory / "tbpipe.toml"
-    settings.write_text(settings.read_text().replace("frames = 3", "frames = 4"))
-    (problem,) = found(store)
-    assert (problem.part, problem.path) == ("settings", "tbpipe.toml")
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [("frames = 3", "frames = 4"), ("[store]", "[stare]"), ("format_version = 1", "format_version = 3"), ("= ", "")],
+)
+def test_a_damaged_settings_file_is_written_anew_and_the_rest_is_looked_at(store: Store, old: str, new: str) -> None:
+    before = whole(store)
+    path = store.directory / "tbpipe.toml"
+    path.write_text(path.read_text() + "\n[refresh]\nsources = ['/videos']\n")
+    right = path.read_text()
+    path.write_text(right.replace(old, new, 1))
+    flip(store.directory / "catalog.seal", 100)
+    assert [(problem.part, problem.path) for problem in found(store)] == [
+        ("settings", "tbpipe.toml"),
+        ("seal", "catalog.seal"),
+    ]
+    assert repair(store.directory).restored[0].startswith("tbpipe.toml, the old file is tbpipe.toml.damaged")
+    assert whole(Store.open(store.directory)) == before
+    assert Store.open(store.directory).settings == store.settings
+    assert ("sources" in path.read_text()) == (old != "= ")  # of a file that is no TOML nothing else can be told
+    assert (store.directory / "tbpipe.toml.damaged").read_text() == right.replace(old, new, 1)
+
+
+def test_a_lost_settings_file_is_written_anew(store: Store) -> None:
+    path = store.directory / "tbpipe.toml"
+    right = path.read_text()
+    path.unlink()
+    assert [problem.path for problem in found(store)] == ["tbpipe.toml"]
+    repair(store.directory)
+    assert path.read_text() == right
+
+
+def test_a_store_of_another_format_is_refused_with_what_to_do(store: Store) -> None:
+    path = store.directory / "tbpipe.toml"
+    path.write_text(path.read_text().replace("format_version = 1", "format_version = 2"))
+    (store.directory / "catalog.seal").unlink()  # that would tell that it is damage
+    for act in (verify, repair):
+        with pytest.raises(StoreError, match="store format 2, this tbpipe reads format 1; use the tbpipe that made it"):
+            act(store.directory)
 
 
 def test_there_must_be_a_store(tmp_path: Path) -> None:
