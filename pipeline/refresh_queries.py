@@ -49,7 +49,12 @@ def answer_queries(
             report = answer_standing(job, should_stop)
         except TbpipeError as error:
             found.failures.append(error)
-            log.error("queries_failed", f"{queries.queries}: {error}", file=queries.queries, exit_code=error.exit_code)
+            log.error(
+                "queries_failed",
+                f"{queries.output} is as it was: {error}",
+                output=queries.output,
+                exit_code=error.exit_code,
+            )
             continue
         found.reports.append(report)
         found.num_left += report.outcome == "interrupted"
