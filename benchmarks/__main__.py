@@ -10,7 +10,7 @@ import argparse
 import importlib
 import sys
 
-NAMES = ("reads", "search", "index", "extract", "memory", "pairs", "prepared")
+NAMES = ("reads", "search", "index", "extract", "memory", "pairs", "prepared", "refresh")
 METHODS = "methods"
 
 
