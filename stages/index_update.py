@@ -1,13 +1,16 @@
 """The next index generation from the one before and what changed since its commit.
 
-An exact index is copied as a stream, and its files are those of one built anew. Any other keeps its training: vectors
-are added behind the others, rows of videos that are gone are dead. Once MAX_DRIFT of it has changed, it is built anew.
+Where only commits were counted (a file failed again), its files get a second name. Otherwise an exact index is copied
+as a stream, and its files are those of one built anew; any other keeps its training: vectors are added behind the
+others, rows of videos that are gone are dead. Once MAX_DRIFT of it has changed, it is built anew.
 """
 
 from __future__ import annotations
 
+import os
+import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -85,6 +88,9 @@ def updated(snapshot: Snapshot, base: Base, directory: Path) -> tuple[IndexManif
     manifest, old = base.manifest, base.generation.path
     row_ids = read_ids(old, manifest)
     change = Change.since(snapshot, manifest.commit_number, row_ids)
+    if not len(change.added) and not change.num_removed:
+        base.check(every_byte=False)
+        return _again(manifest, old, directory, snapshot.commit_number), change
 
     def blocks() -> Iterator[VectorBlock]:
         return snapshot.read_pooled(change.added.tolist())
@@ -102,6 +108,18 @@ def updated(snapshot: Snapshot, base: Base, directory: Path) -> tuple[IndexManif
     index = VectorIndex.open(old, manifest.fingerprint)
     index.update(change.changed, blocks(), snapshot.commit_number)
     return index.save(directory, manifest.fingerprint), change
+
+
+def _again(manifest: IndexManifest, old: Path, new: Path, commit_number: int) -> IndexManifest:
+    """The generation ``old`` of a later commit: its files, which never change, under a second name."""
+    for name in (INDEX_FILE, IDS_FILE):
+        try:
+            os.link(old / name, new / name)
+        except OSError:  # a file system without such names
+            shutil.copyfile(old / name, new / name)
+    manifest = replace(manifest, commit_number=commit_number)
+    manifest.write(new)
+    return manifest
 
 
 def drift(row_ids: NDArray[np.int64], change: Change, num_built: int) -> float:

@@ -99,14 +99,33 @@ def test_only_what_changed_is_read(store: Store) -> None:
     assert files(other, build_index(other)) == expected
 
 
-def test_commits_that_change_no_feature_cost_a_copy_only(store: Store) -> None:
-    before = build_index(store)
+@pytest.mark.parametrize("can_link", [True, False])
+@pytest.mark.parametrize("factory", ["Flat", "IVF4,Flat"])
+def test_commits_that_change_no_feature_cost_no_copy(
+    store: Store, monkeypatch: pytest.MonkeyPatch, factory: str, can_link: bool
+) -> None:
+    def refuse(*paths: Path) -> None:
+        raise PermissionError("not on this file system")
+
+    if not can_link:
+        monkeypatch.setattr("os.link", refuse)
+    folder = store.directory / "index"
+    before = build_index(store, factory)
     commit(store, VideoOutcome(file(99), "quarantined", reason_code="damaged"))
-    report = build_index(store)
+    report = build_index(store, factory)
     assert counts(report) == (True, 0, 0, 0)
     assert not report.was_up_to_date
-    assert files(store, report)[INDEX_FILE] == files(store, before)[INDEX_FILE]
-    assert build_index(store).was_up_to_date
+    for name in (INDEX_FILE, IDS_FILE):
+        old, new = folder / before.generation / name, folder / report.generation / name
+        assert old.read_bytes() == new.read_bytes()
+        assert old.samefile(new) == can_link
+    assert read_manifest(folder / report.generation).commit_number == 3
+    assert build_index(store, factory).was_up_to_date
+    if factory == "Flat":
+        assert files(store, report) == files(store, build_index(store, rebuild=True))
+    commit(store, gone(3))
+    assert len(found(store, 50)[0]) == NUM_VIDEOS - 1
+    assert build_index(store, factory).num_removed == 1
 
 
 @pytest.mark.parametrize("factory", ["Flat", "IVF4,Flat", "SQfp16", "HNSW16"])
