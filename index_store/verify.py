@@ -15,6 +15,8 @@ from typing import Literal
 from index_store.catalog import ShardRecord
 from index_store.errors import DamageError, FingerprintError, InputError, StoreError
 from index_store.generation_check import generation_faults
+from index_store.generation_drift import drift
+from index_store.index_files import INDEX_FILE
 from index_store.layout import Layout, is_generation, is_shard, is_temporary
 from index_store.seal import check_seal, describe_block, sealed_settings
 from index_store.settings import StoreSettings, read_settings, settings_of
@@ -199,6 +201,12 @@ def _check_generations(layout: Layout, snapshot: Snapshot, report: VerifyReport,
             size_bytes = sum(path.stat().st_size for path in generation.path.iterdir())
             report.bytes_read += size_bytes
             on_bytes(size_bytes)
+    if report.read_data and generations and not report.problems:
+        newest = generations[-1]
+        found = drift(snapshot, newest)
+        if found:
+            path = str((newest.path / INDEX_FILE).relative_to(layout.directory))
+            report.add("index", path, f"generation {newest.id}", found, number=newest.id)
     if generations and generations[-1].commit_number != snapshot.commit_number:
         report.notes.append("the index is older than the store: 'tbpipe index' brings it up to date")
 

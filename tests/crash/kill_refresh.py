@@ -18,11 +18,13 @@ import tempfile
 import time
 from pathlib import Path
 
+from index_store.settings import has_store_section
 from tests.crash.refreshing import (
     Source,
     answer,
     finish,
     fork,
+    new_store,
     preload,
     refresh,
     refresh_well,
@@ -39,6 +41,8 @@ def check(folder: Path, kills: int, seed: int) -> tuple[int, int]:
     source = Source(folder)
     source.fill(NUM_VIDEOS)
     whole, killed, log = folder / "undisturbed", folder / "killed", folder / "log"
+    new_store(whole, folder)
+    new_store(killed, folder)
     num_hit = turn = 0
     while num_hit < kills:
         before = time.monotonic()
@@ -53,7 +57,7 @@ def check(folder: Path, kills: int, seed: int) -> tuple[int, int]:
                 assert code in (0, 3), f"exit code {code}: {log.read_text()}"
                 break
             num_hit += 1
-            if (killed / "tbpipe.toml").exists():
+            if has_store_section(killed / "tbpipe.toml"):
                 require_clean(killed)
                 answer(killed)
             print(f"kill {num_hit} in turn {turn}", file=sys.stderr, flush=True)

@@ -1,4 +1,4 @@
-"""Ends this process, as by kill -9, just before its n-th durable step in one directory.
+"""Ends this process, as by kill -9, just before its n-th durable step in one directory; or lets the disk fail there.
 
 A step is a write (half of it is done), truncation, fsync, rename, removal, mkdir, the opening of a file for writing, or
 a SQL statement that changes something. Reads are no steps, nor is what happens outside the directory.
@@ -6,6 +6,7 @@ a SQL statement that changes something. Reads are no steps, nor is what happens 
 
 from __future__ import annotations
 
+import errno
 import os
 import sqlite3
 import sys
@@ -22,16 +23,22 @@ SYNCS = ("fsync", "fdatasync")
 WRITES = ("write", "pwrite", "writev", "pwritev")
 COPIES = {"copy_file_range": 1, "sendfile": 0}
 """Call -> which argument is the target."""
+GIVE_SPACE = ("os.remove", "os.rmdir", "os.truncate")
 NO_CHANGE = ("SELECT", "PRAGMA", "BEGIN", "--", "ROLLBACK", "EXPLAIN", "WITH")
 
 
 class Killer:
-    """Counts durable steps below ``directory``; ``install`` makes the ``last_step``-th one the last."""
+    """Counts durable steps below ``directory``; ``install`` makes the ``last_step``-th one the last.
 
-    def __init__(self, directory: Path, last_step: int, tell: Callable[[str], object]) -> None:
+    With ``error``, an errno, it lives on, and that step and all later ones fail with it: SQL statements excepted, which
+    fail inside SQLite, and removals where the disk is full.
+    """
+
+    def __init__(self, directory: Path, last_step: int, tell: Callable[[str], object], error: int = 0) -> None:
         self._root = os.path.realpath(directory)
         self._remaining = last_step
         self._tell = tell
+        self._error = error
         self._lock = threading.RLock()
 
     def install(self) -> None:
@@ -61,8 +68,16 @@ class Killer:
             return self._remaining == 0
 
     def _die_at(self, name: str) -> None:
-        if self._step(name):
+        if self._error:
+            self._fail_at(name)
+        elif self._step(name):
             os._exit(KILLED)
+
+    def _fail_at(self, name: str) -> None:
+        if self._error == errno.ENOSPC and name.startswith(GIVE_SPACE):
+            return
+        if self._step(name) or self._remaining < 0:
+            raise OSError(self._error, os.strerror(self._error))
 
     def _wrap(self, name: str, place: int, is_write: bool) -> None:
         original: Callable[..., Any] | None = getattr(os, name, None)
@@ -72,7 +87,9 @@ class Killer:
         def counted(*arguments: Any, **options: Any) -> Any:
             assert original is not None
             path = self._path_of(arguments[place])
-            if path and self._step(f"{name} {path}"):
+            if path and self._error:
+                self._fail_at(f"{name} {path}")
+            elif path and self._step(f"{name} {path}"):
                 if is_write and isinstance(arguments[1], bytes | bytearray | memoryview):
                     half = memoryview(arguments[1]).cast("B")
                     original(arguments[0], half[: len(half) // 2], *arguments[2:])
@@ -82,7 +99,7 @@ class Killer:
         setattr(os, name, counted)
 
     def _on_sql(self, text: str) -> None:
-        if not text.lstrip().upper().startswith(NO_CHANGE):
+        if not self._error and not text.lstrip().upper().startswith(NO_CHANGE):
             self._die_at(f"sql {' '.join(text.split())[:40]}")
 
     def _on_audit(self, event: str, arguments: tuple[Any, ...]) -> None:

@@ -21,7 +21,7 @@ from pathlib import Path
 
 from index_store.records import SEARCHABLE, Query
 from index_store.store import Snapshot, Store
-from tests.crash.refreshing import Source, finish, fork, preload, refresh_well, require_clean
+from tests.crash.refreshing import Source, finish, fork, new_store, preload, refresh_well, require_clean
 
 NUM_READERS = 2
 QUERIES = [Query(str(number), text) for number, text in enumerate(("a red circle", "a blue square turns", "two stars"))]
@@ -84,6 +84,7 @@ def check(folder: Path, refreshes: int) -> tuple[int, int]:
     source = Source(folder)
     source.fill(6)
     directory, log, stop = folder / "store", folder / "log", folder / "stop"
+    new_store(directory, folder)
     refresh_well(directory, source.videos, log)
     quiet = Reader(Store.open(directory))
     expected: dict[State, str] = dict([quiet.answers(iter([0.0]))])
