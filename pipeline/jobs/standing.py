@@ -10,6 +10,7 @@ import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -112,17 +113,15 @@ class _Standing:
         is_written = before is not None and self._is_written(before)
         if before is not None and is_written and self._has_same_videos(before):
             return self._report("unchanged", before, 0, len(self._texts))
-        from stages.search import open_index
         from stages.standing import no_answers, rankings
 
-        index = open_index(self._snapshot)
-        answers = no_answers(index.dim) if before is None else self._still_right(before, index)
+        answers = no_answers(self._store.settings.embed_dim) if before is None else self._still_right(before)
         run = replace(self._now, device=before.device, method=before.method) if before is not None else self._now
         num_kept = len(answers)
         if num_kept < len(self._texts):
             if should_stop():
                 return self._report("interrupted", run, 0, num_kept)
-            answers, run, num_kept = self._ranked(answers, run, index, should_stop, on_ranked)
+            answers, run, num_kept = self._ranked(answers, run, should_stop, on_ranked)
         num_ranked = len(answers) - num_kept
         if len(answers) < len(self._texts):
             self._state.write(run, answers)
@@ -141,23 +140,36 @@ class _Standing:
     def _has_same_videos(self, before: StandingRun) -> bool:
         return (before.commit_number, before.index_sha256) == (self._now.commit_number, self._now.index_sha256)
 
-    def _still_right(self, before: StandingRun, index: VectorIndex) -> StandingAnswers:
+    def _has_same_features(self, before: StandingRun) -> bool:
+        """Whether no commit since has given a video features, changed them or taken them."""
+        generation = self._snapshot.generation()
+        is_current = generation is not None and generation.commit_number == self._now.commit_number
+        if before.index_sha256 != self._now.index_sha256 or not is_current:
+            return False
+        return not any(has_features for _, has_features in self._snapshot.changed_since(before.commit_number))
+
+    def _still_right(self, before: StandingRun) -> StandingAnswers:
         """What is kept of the answers of ``before``, for texts that are asked now."""
         from stages.standing import no_answers, of_texts, still_right
 
         answers = self._state.answers()
         if answers is None or before.commit_number > self._now.commit_number:  # the store is an older copy
-            return no_answers(index.dim)
+            return no_answers(self._store.settings.embed_dim)
         answers = of_texts(answers, self._texts)
-        if self._has_same_videos(before):
+        if self._has_same_videos(before) or self._has_same_features(before):
             return answers
-        return still_right(self._snapshot, index, answers, before.commit_number, self._job.asked.top_k)
+        return still_right(self._snapshot, self._index, answers, before.commit_number, self._job.asked.top_k)
+
+    @cached_property
+    def _index(self) -> VectorIndex:
+        from stages.search import open_index
+
+        return open_index(self._snapshot)
 
     def _ranked(
         self,
         kept: StandingAnswers,
         run: StandingRun,
-        index: VectorIndex,
         should_stop: Callable[[], bool],
         on_ranked: Callable[[], None],
     ) -> tuple[StandingAnswers, StandingRun, int]:
@@ -167,17 +179,17 @@ class _Standing:
         from stages.standing import answer, no_answers
         from stages.text_cache import TextCache
 
-        opened = open_answering(self._store, self._snapshot, self._job, index)
+        opened = open_answering(self._store, self._snapshot, self._job, self._index)
         device = opened.model.device
         if run.device not in ("", device.type):
-            kept = no_answers(index.dim)  # the last bits of a GPU's scores are others
+            kept = no_answers(self._index.dim)  # the last bits of a GPU's scores are others
         encoder = TextCache(opened.model, _TEXT_CACHE_BYTES)
         self._warnings = opened.warnings
 
         def rank(queries: Sequence[Query]) -> Iterator[Ranking]:
             rankings = rerank(
                 self._snapshot,
-                index,
+                self._index,
                 encoder,
                 queries,
                 opened.reranker,
