@@ -11,6 +11,9 @@
 | read_captions, VideoNames              | captions.py | files of people: captions; lines.py reads both              |
 | PreparedReader, prepared_writer        | prepared.py | ``prepared/``                                               |
 | writer_lock                            | lock.py     | ``writer.lock``                                             |
+| reader_lock                            | readers.py  | ``readers.lock``: keeps the files of what somebody reads    |
+| check_seal, write_seal                 | seal.py     | ``catalog.seal``: checksums and parity of the catalog       |
+| verify, repair, compact                | of the same names | all of it: what is damaged, and what is in no use     |
 | replacing, write_bytes                 | atomic.py   | ``.tmp-*`` until the rename                                 |
 | Layout, FORMAT_VERSION                 | layout.py   | every path above                                            |
 | VideoRecord, VideoFeatures, ...        | records.py  | the rows and arrays themselves                              |

@@ -24,7 +24,8 @@ def generation_faults(record: GenerationRecord, read_data: bool) -> list[FileFau
     try:
         manifest = read_manifest(record.path)
     except (DamageError, StoreError) as error:
-        return [FileFault(MANIFEST_FILE, str(error))]
+        where = str(record.path / MANIFEST_FILE)
+        return [FileFault(MANIFEST_FILE, str(error).removeprefix(where).split(";")[0].strip())]
     faults = []
     for field in ("num_vectors", "factory", "fingerprint", "commit_number"):
         here, there = getattr(manifest, field), getattr(record, field)

@@ -96,6 +96,8 @@ class SealReport:
     """What is wrong with the seal's own bytes."""
     seal: Seal | None = None
     """None: there is none, or nothing of it can be read."""
+    parity_start: int = 0
+    """Where the parity begins in its file."""
 
     @property
     def is_whole(self) -> bool:
@@ -163,7 +165,7 @@ def seal_again(layout: Layout, settings: str) -> None:
 def sealed_settings(layout: Layout) -> str:
     """The settings that the seal has, as JSON; "" where there is no seal, or nothing of it can be read."""
     try:
-        seal, _ = _read_seal(layout.seal_path)
+        seal = _read_seal(layout.seal_path).seal
     except (OSError, StoreError):
         return ""
     return "" if seal is None else seal.settings
@@ -236,7 +238,7 @@ def restored_block(layout: Layout, report: SealReport, block: Block) -> bytes | 
     if sum(seal.group(other) == group for other in report.damaged) > 1:
         return None
     with layout.seal_path.open("rb") as stream:
-        stream.seek(_parity_start(seal) + group * BLOCK_BYTES)
+        stream.seek(report.parity_start + group * BLOCK_BYTES)
         content = stream.read(BLOCK_BYTES)
     if _checksum(content) != seal.parity_checksums[group]:
         return None
@@ -290,14 +292,14 @@ def _restore_file(path: Path, file: SealedFile, restored: list[tuple[Block, byte
 
 def _compare(layout: Layout) -> SealReport:
     try:
-        seal, faults = _read_seal(layout.seal_path)
+        report = _read_seal(layout.seal_path)
     except FileNotFoundError:
         return SealReport(is_sealed=False)
     except OSError as error:
         raise StoreError(f"cannot read {layout.seal_path}: {error.strerror}; check its permissions") from error
+    seal = report.seal
     if seal is None:
-        return SealReport(is_sealed=True, faults=faults)
-    report = SealReport(is_sealed=True, faults=faults, seal=seal)
+        return report
     sizes = {file.name: file.size_bytes for file in seal.files}
     for path in _sealed_paths(layout):
         found = path.stat().st_size if path.exists() else 0
@@ -311,21 +313,21 @@ def _compare(layout: Layout) -> SealReport:
     return report
 
 
-def _read_seal(path: Path) -> tuple[Seal | None, list[str]]:
-    """The header, from whichever of its two copies is right, and what is wrong with the file."""
+def _read_seal(path: Path) -> SealReport:
+    """The header, from whichever of its two copies is right, and what is wrong with the seal's own file."""
     content = path.read_bytes()
     first, last = _framed(content, content[:_LENGTH_BYTES], True), _framed(content, content[-_LENGTH_BYTES:], False)
     faults = [f"its {name} header is damaged" for name, copy in (("first", first), ("last", last)) if copy is None]
     header = first or last
     if header is None:
-        return None, faults
+        return SealReport(is_sealed=True, faults=faults)
     fields = json.loads(header)
     if fields["format"] != FORMAT:
         raise StoreError(
             f"{path} has format {fields['format']}, this tbpipe reads {FORMAT}; use the tbpipe that made it"
         )
     files = tuple(SealedFile(file["name"], file["size_bytes"], tuple(file["checksums"])) for file in fields["files"])
-    seal = Seal(files, tuple(fields["parity_checksums"]), fields["settings"])
+    seal = Seal(files, tuple(fields["parity_checksums"]), fields.get("settings", ""))
     start = _LENGTH_BYTES + len(header) + _DIGEST_BYTES
     for group, checksum in enumerate(seal.parity_checksums):
         piece = content[start + group * BLOCK_BYTES : start + (group + 1) * BLOCK_BYTES]
@@ -334,7 +336,7 @@ def _read_seal(path: Path) -> tuple[Seal | None, list[str]]:
     expected = 2 * start + BLOCK_BYTES * len(seal.parity_checksums)
     if len(content) != expected:
         faults.append(f"it has {len(content)} bytes, expected {expected}")
-    return seal, faults
+    return SealReport(is_sealed=True, faults=faults, seal=seal, parity_start=start)
 
 
 def _framed(content: bytes, length_bytes: bytes, is_first: bool) -> bytes | None:
@@ -345,12 +347,6 @@ def _framed(content: bytes, length_bytes: bytes, is_first: bool) -> bytes | None
     frame = content[_LENGTH_BYTES:][:length] if is_first else content[:-_LENGTH_BYTES][-length:]
     header, digest = frame[:-_DIGEST_BYTES], frame[-_DIGEST_BYTES:]
     return header if _digest(header) == digest else None
-
-
-def _parity_start(seal: Seal) -> int:
-    """Where the parity begins in a file with this header."""
-    header = json.dumps(asdict(seal), sort_keys=True, separators=(",", ":"))
-    return _LENGTH_BYTES + len(header) + _DIGEST_BYTES
 
 
 def _sealed_paths(layout: Layout) -> tuple[Path, Path]:

@@ -620,9 +620,12 @@ class Snapshot:
         """Prepared files of which something is not what was written; reads them whole."""
         return prepared_faults(self._layout, self)
 
-    def catalog_faults(self, thorough: bool) -> list[str]:
-        """What the catalog contradicts itself in, or the store; ``thorough`` compares its indexes with its tables."""
-        faults = self._catalog.structure_faults(thorough)
+    def catalog_faults(self, thorough: bool, is_sealed: bool = False) -> list[str]:
+        """What the catalog contradicts itself in, or the store; ``thorough`` compares its indexes with its tables.
+
+        ``is_sealed``: its pages are known to be what was written, and are looked at only if ``thorough``.
+        """
+        faults = [] if is_sealed and not thorough else self._catalog.structure_faults(thorough)
         datasets = {spec.name: spec.dtype for spec in self._specs.values()}
         return faults or self._catalog.content_faults(self.settings.fingerprint, datasets)
 

@@ -87,11 +87,11 @@ def verify(directory: Path, read_data: bool = False, on_bytes: Advance = lambda 
     settings = _checked_settings(layout, report)
     if settings is None:
         return report
-    _check_seal(layout, report)
+    is_sealed = _check_seal(layout, report)
     if not report.is_catalog_damaged:
         try:
             with Store(layout.directory, settings).snapshot() as snapshot:
-                _check_snapshot(layout, snapshot, report, on_bytes)
+                _check_snapshot(layout, snapshot, is_sealed, report, on_bytes)
         except (DamageError, ValueError, TypeError) as error:  # the last two: numbers or JSON that are none
             report.add("catalog", layout.catalog_path.name, "the database", str(error))
     if report.is_catalog_damaged:
@@ -118,7 +118,8 @@ def _checked_settings(layout: Layout, report: VerifyReport) -> StoreSettings | N
     return settings
 
 
-def _check_seal(layout: Layout, report: VerifyReport) -> None:
+def _check_seal(layout: Layout, report: VerifyReport) -> bool:
+    """Whether the catalog is known to be what its last writer left."""
     found = check_seal(layout)
     if not found.is_sealed:
         report.notes.append(
@@ -130,10 +131,13 @@ def _check_seal(layout: Layout, report: VerifyReport) -> None:
         report.add("catalog", block.file, describe_block(layout, found, block), "is not what was written")
     for fault in found.faults:
         report.add("seal", layout.seal_path.name, "checksums of the catalog", fault)
+    return found.is_whole
 
 
-def _check_snapshot(layout: Layout, snapshot: Snapshot, report: VerifyReport, on_bytes: Advance) -> None:
-    for fault in snapshot.catalog_faults(report.read_data):
+def _check_snapshot(
+    layout: Layout, snapshot: Snapshot, is_sealed: bool, report: VerifyReport, on_bytes: Advance
+) -> None:
+    for fault in snapshot.catalog_faults(report.read_data, is_sealed):
         report.add("catalog", layout.catalog_path.name, "the database", fault)
     if report.is_catalog_damaged:
         return
@@ -173,7 +177,9 @@ def _name_rows(layout: Layout, snapshot: Snapshot, shard: ShardRecord, fault: st
         for row, videos in owners.items():
             if not rows.is_intact(row, videos[0].checksum):
                 names = ", ".join(f"{owner.key} (id {owner.id})" for owner in videos)
-                report.add("shard", name, f"{names} in row {row}", f"{fault}; its checksum differs", number=shard.id)
+                report.add(
+                    "shard", name, f"{names} in row {row}", f"its checksum differs (the file {fault})", number=shard.id
+                )
     if len(report.problems) == before:
         report.add(
             "shard",

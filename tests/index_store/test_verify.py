@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import os
 import shutil
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from index_store.catalog import IndexManifestFields
+from index_store.compact import compact
 from index_store.errors import DamageError, StoreError, StoreLockedError, StoreMissingError
+from index_store.prepared import PreparedAbout
 from index_store.repair import RepairReport, repair
 from index_store.settings import SamplingSettings
 from index_store.store import Snapshot, Store
@@ -263,6 +268,55 @@ def test_a_store_of_another_format_is_refused_with_what_to_do(store: Store) -> N
     for act in (verify, repair):
         with pytest.raises(StoreError, match="store format 2, this tbpipe reads format 1; use the tbpipe that made it"):
             act(store.directory)
+
+
+def test_damaged_prepared_files_are_named_and_removed(store: Store) -> None:
+    about = PreparedAbout("method", "ab" * 32, store.fingerprint, "", "", "cpu")
+    with store.snapshot() as snapshot, snapshot.prepared_writer(about) as writer:
+        for shard in snapshot.shards():
+            with writer.file(shard) as file:
+                file.put([0, 1], {"field": np.arange(6, dtype=np.float32).reshape(2, 3)}, {})
+    assert found(store) == []
+    folder = store.directory / "prepared" / f"method-{'ab' * 8}"
+    size = (folder / "00000001.safetensors").stat().st_size
+    for place, record in ((4096 + 12, "rows 1"), (20, "shard 1"), (size - 40, "rows 0")):
+        flip(folder / "00000001.safetensors", place)
+        (problem,) = found(store)
+        assert (problem.part, problem.path) == ("prepared", f"prepared/{folder.name}/00000001.safetensors")
+        assert problem.record == record
+        flip(folder / "00000001.safetensors", place)
+    flip(folder / "00000001.safetensors", 20)
+    assert repair(store.directory).removed == [f"prepared/{folder.name}/00000001.safetensors"]
+    assert sorted(path.name for path in folder.iterdir()) == ["00000002.safetensors", "about.json"]
+    assert found(store) == []
+    (folder / "about.json").write_text("{")
+    (problem,) = found(store)
+    assert (problem.path, problem.record) == (f"prepared/{folder.name}", "about.json")
+
+
+@pytest.mark.slow
+def test_verify_beside_a_writer_finds_nothing_wrong(tmp_path: Path) -> None:
+    store = Store.create(tmp_path / "store", SETTINGS)
+    fill(store, ok("a", 1))
+    is_done = threading.Event()
+
+    def write() -> None:
+        number = 2
+        while not is_done.is_set():
+            fill(store, ok(f"v{number}", number), ok("a", number + 1))
+            publish(store)
+            compact(store, shard_bytes=10_000)
+            number += 1
+
+    with ThreadPoolExecutor(1) as threads:
+        writing = threads.submit(write)
+        try:
+            reports = [verify(store.directory, read_data=True) for _ in range(40)]
+        finally:
+            is_done.set()
+        writing.result()
+    assert [report.problems for report in reports] == [[]] * 40
+    assert len({report.num_videos for report in reports}) > 3
 
 
 def test_there_must_be_a_store(tmp_path: Path) -> None:

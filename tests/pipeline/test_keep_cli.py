@@ -39,7 +39,7 @@ def test_damage_is_named_repaired_and_what_is_left_to_do_is_said(store: Path, ru
     done = run("verify", "--store", store, "--read-data")
     assert done.code == 13
     named, next_command = done.out.splitlines()
-    assert named.startswith(rf"{SHARD}: b\x1b[31m.mp4 (id 2) in row 1: is not what was written")
+    assert named.startswith(rf"{SHARD}: b\x1b[31m.mp4 (id 2) in row 1: its checksum differs (the file is not what was")
     assert next_command == f"1 problems; next: tbpipe repair --store '{store}'"
     (problem,) = run("verify", "--store", store, "--read-data", "--json").json["problems"]
     assert (problem["part"], problem["number"]) == ("shard", 1)
@@ -83,20 +83,26 @@ def test_wrong_use_has_its_code_and_one_line(store: Path, run: Run, tmp_path: Pa
 
 @pytest.mark.slow
 def test_doctor_tries_everything_and_names_the_remedy(store: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    done = run("doctor", "--store", store, "--json")
-    checks = {check["name"]: check for check in done.json["checks"]}
-    assert done.code == 0, checks
-    assert {"packages", "decoders", "FAISS", "model", "disk", "integrity", "index", "self-test"} <= checks.keys()
-    assert checks["videos"]["state"] == "note"
-    assert "tbpipe quarantine --store '" in checks["videos"]["remedy"]
     flip(store / "catalog.sqlite", 20)
     monkeypatch.setitem(sys.modules, "decord", None)  # as if it were not installed
     done = run("doctor", "--store", store)
     assert done.code == 13
+    for name in ("python", "packages", "FAISS", "model", "store", "disk"):
+        assert f"ok      {name} " in done.out
     assert "note    decoders    pyav" in done.out
     assert "-> pip install decord" in done.out
     assert "failed  integrity   1 problems, first: catalog.sqlite: byte 20 in block 0" in done.out
-    assert "-> tbpipe repair --store '" in done.out
+    assert f"-> tbpipe repair --store '{store}'" in done.out
+
+
+def test_doctor_searches_a_store_for_its_own_embeddings(store: Path) -> None:
+    checks = {check.name: check for check in check_store(store)}
+    assert [checks[name].state for name in ("store", "integrity", "index", "self-test")] == ["ok"] * 4
+    assert checks["self-test"].found == "2 of 2 stored embeddings find themselves"
+    assert (checks["videos"].state, checks["videos"].exit_code) == ("note", 0)
+    assert "tbpipe quarantine --store '" in checks["videos"].remedy
+    fill(Store.open(store), ok("c", 9))
+    assert {check.name: check for check in check_store(store)}["index"].found.endswith("older than the store")
 
 
 def test_doctor_stops_where_there_is_no_store(tmp_path: Path) -> None:
