@@ -9,10 +9,12 @@
 | extract  | extract.py       | frames                                 | features, committed to the store             |
 |          | models/          | one file per model family              | tokens of frames, features of texts          |
 | index    | index.py         | pooled features                        | a generation of the index                    |
+|          | index_update.py  | the one before, and what changed since | the next                                     |
 | prepare  | prepare.py       | a method's weights, the store's tokens | its video side, kept in ``prepared/``        |
 |          | video_source.py  | that, or the tokens                    | the K candidates as a method looks at them   |
 | search   | search.py        | texts and the index                    | Ranking of K candidates (broad view)         |
 | rerank   | rerank.py        | a Ranking and the K candidates' tokens | a better Ranking (focused view)              |
+|          | standing.py      | what was answered before               | those answers that are still right           |
 |          | rerankers/       | one file per method                    | scores                                       |
 |          | normalise.py     | scores of a bank of queries            | scores without what every query likes        |
 |          | normalised.py    | rankings of queries and of a bank      | the same rankings by normalised scores       |
