@@ -7,7 +7,7 @@
 | Catalog, ShardRecord, GenerationRecord | catalog.py  | ``catalog.sqlite``: says what is real, the one commit point |
 | write_shard, FeatureReader             | features.py | ``shards/00000042.h5``, never changed once it has that name |
 | VectorIndex                            | vectors.py  | ``index/00000007/``, one generation, swapped in as a whole  |
-| IndexManifest, read_manifest           | index_files.py | its files, without FAISS; flat_file.py updates an exact one |
+| IndexManifest, read_manifest           | index_files.py | its files; flat_file.py updates an exact one   |
 | read_queries, write_ranking            | runs.py     | files of people: queries, judgements and rankings (``runs/``) |
 | read_captions, VideoNames              | captions.py | files of people: captions; lines.py reads both              |
 | StandingState                          | standing_state.py | ``runs/standing-*.npz``: answers to standing queries  |
