@@ -22,6 +22,7 @@ from index_store.store import Snapshot, Store
 from index_store.vectors import VectorIndex
 from index_store.verify import Problem, verify
 from tests.index_store.samples import INT8_SETTINGS, SETTINGS, bad, copy_of, fill, ok, state
+from tests.index_store.test_catalog_schema import rewritten
 
 SHARD = "shards/00000001.h5"
 
@@ -221,6 +222,31 @@ def test_damage_without_a_seal_is_found_and_only_a_copy_helps(store: Store) -> N
     with pytest.raises(DamageError, match="restore it from a copy"):
         repair(store.directory)
     assert not (store.directory / "catalog.seal").exists()  # a seal would vouch for the damage
+
+
+def test_a_store_of_an_older_tbpipe_is_whole_and_the_next_writer_seals_it(store: Store) -> None:
+    before = whole(store)
+    rewritten(store)
+    report = verify(store.directory, read_data=True)
+    assert report.problems == []
+    assert "the next seals it" in report.notes[0]
+    assert repair(store.directory) == RepairReport()
+    assert whole(store) == before
+    assert verify(store.directory).notes == []
+
+
+def test_a_writer_that_changes_nothing_leaves_the_seal_alone(store: Store) -> None:
+    seal = store.directory / "catalog.seal"
+    inode = seal.stat().st_ino
+    with store.writer():
+        assert seal.exists()
+    assert seal.stat().st_ino == inode
+    with store.writer() as writer:
+        writer.commit([bad("z")])
+        assert not seal.exists()
+        assert "a writer is at work" in verify(store.directory).notes[0]
+    assert seal.exists()
+    assert verify(store.directory).notes == ["the index is older than the store: 'tbpipe index' brings it up to date"]
 
 
 def test_what_the_catalog_does_not_name_is_noted_and_is_no_problem(store: Store) -> None:
