@@ -310,6 +310,35 @@ def test_results_do_not_steer_the_terminal(as_json: tuple[str, ...], hostile_nam
     quiet(run("info", "--store", store, *as_json))
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("form", [(), ("--json", "--log-format", "json")])
+def test_a_refresh_and_what_keeps_a_store_do_not_steer_the_terminal(
+    form: tuple[str, ...], hostile_names: Path, run: Run, tmp_path: Path
+) -> None:
+    videos = shutil.copytree(hostile_names, tmp_path / f"videos{ESCAPES}")
+    store, metrics = tmp_path / f"store{ESCAPES}", tmp_path / "tbpipe.prom"
+    options = ("--store", store, "--source", videos, "--metrics-file", metrics, "--max-deletes", "100%", *form)
+    assert quiet(run("refresh", *options, *SMALL)).code == 3
+    good = videos / f"good{ESCAPES}.mp4"
+    (videos / f"copy{ESCAPES}.mp4").write_bytes(good.read_bytes())
+    good.rename(videos / f"moved{ESCAPES}.mp4")
+    (videos / f"text{ESCAPES}.mp4").unlink()
+    dry = quiet(run("refresh", *options, "--dry-run"))
+    assert "owned" in dry.out + dry.err
+    done = quiet(run("refresh", *options))
+    assert done.code == 0, done.err
+    assert "owned" in done.out + done.err
+    assert steers(metrics.read_text()) == set()
+    quiet(run("refresh", "--store", store, "--source", tmp_path / f"gone{ESCAPES}", *form))
+    as_json = form[:1]
+    for command in ("verify", "repair", "compact", "info", "doctor"):
+        quiet(run(command, "--store", store, *as_json))
+    (store / "shards" / "00000001.h5").unlink()
+    broken = quiet(run("verify", "--store", store, *as_json))
+    assert (broken.code, "owned" in broken.out) == (13, True)
+    assert "owned" in quiet(run("repair", "--store", store, *as_json)).out
+
+
 def test_a_ranking_on_stdout_does_not_steer_the_terminal(hostile_names: Path, run: Run, tmp_path: Path) -> None:
     (tmp_path / "q.jsonl").write_text(json.dumps({"_id": ESCAPES, "text": "x"}))
     done = quiet(
