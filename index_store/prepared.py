@@ -40,6 +40,8 @@ CHECKSUMS = "row_checksums"
 _ABOUT = "about.json"
 _CHECKSUM_BYTES = 16
 _ALIGNMENT_BYTES = 4096
+_READ_BYTES = 4 << 20
+"""Read and checked at once: what was just read is still in the cache of a core."""
 _MOST_HEADER_BYTES = 1 << 20
 _MOST_FILES = 4096
 """Whose checksums are held, some 3 KB each."""
@@ -127,12 +129,28 @@ class PreparedReader:
         file = self._file(shard_id)
         return 0 if file is None else int(file.is_there[rows].sum())
 
-    def read(self, locations: Sequence[tuple[int, int]]) -> PreparedRows:
-        """The rows at ``locations`` (shard, row), in this order. Those that are missing or damaged are not there."""
+    def empty(self, num_rows: int) -> dict[str, Array]:
+        """Arrays for the fields of so many videos."""
         assert self._first is not None
+        return {name: np.empty((num_rows, *shape), dtype) for name, dtype, shape in self._first.specs}
+
+    def read(self, locations: Sequence[tuple[int, int]], out: Mapping[str, Array] | None = None) -> PreparedRows:
+        """The rows at ``locations`` (shard, row), in this order. Those that are missing or damaged are not there.
+
+        ``out``: arrays of at least as many rows, made by ``empty``, which are used anew.
+        """
         self._forget_many()
+        fields = {name: array[: len(locations)] for name, array in (out or self.empty(len(locations))).items()}
+        is_there = np.empty(len(locations), np.bool_)
+        step = max(1, _READ_BYTES // max(1, self.row_bytes))
+        for start in range(0, len(locations), step):
+            part = slice(start, start + step)
+            is_there[part] = self._read(locations[part], {name: array[part] for name, array in fields.items()})
+        return PreparedRows(fields, is_there)
+
+    def _read(self, locations: Sequence[tuple[int, int]], fields: Mapping[str, Array]) -> NDArray[np.bool_]:
+        """Fill the fields of some rows; which of them are sound."""
         is_there = np.array([self._is_there(*location) for location in locations], np.bool_)
-        fields = {name: np.empty((len(locations), *shape), dtype) for name, dtype, shape in self._first.specs}
         places = np.flatnonzero(is_there).tolist()
         plan = plan_reads([locations[place] for place in places])
         try:
@@ -144,14 +162,14 @@ class PreparedReader:
                     self._reader.read(name, plan, some)
                     out[places] = some
         except (DamageError, StoreError):  # gone since it was looked at, or its disk fails
-            return PreparedRows(fields, np.zeros_like(is_there))
+            return np.zeros_like(is_there)
         for place in places:
             shard, row = locations[place]
             file = self._file(shard)
             assert file is not None
             found = row_checksum([out[place] for out in fields.values()])
             is_there[place] = found == file.checksums[row].tobytes()
-        return PreparedRows(fields, is_there)
+        return is_there
 
     def _forget_many(self) -> None:
         """Hold the checksums of some files only; not while rows are being read."""

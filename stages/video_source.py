@@ -129,9 +129,12 @@ class _PreparedSource:
         self.capacity = capacity
         self._snapshot, self._reader, self._side, self._reranker = snapshot, reader, side, reranker
         self._device = device
+        num_rows = min(capacity, max(1, snapshot.num_searchable))
+        self._buffers = [reader.empty(num_rows) for _ in range(2)]  # one is looked at while the other is filled
 
     def read(self, ids: Sequence[int]) -> LoadedVideos:
-        rows = self._reader.read(self._snapshot.locations(ids))
+        self._buffers.reverse()
+        rows = self._reader.read(self._snapshot.locations(ids), self._buffers[0])
         missing = np.flatnonzero(~rows.is_there)
         for places, found in self._computed([ids[place] for place in missing.tolist()], missing):
             for name, array in found.items():
