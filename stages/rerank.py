@@ -37,7 +37,7 @@ class _Batch:
     index: NDArray[np.int64]
     """int64 [B, K], row of ``videos``; -1 = no candidate."""
     videos: LoadedVideos
-    """The U distinct ones. Copies of a video share its features, so they are one row."""
+    """U rows: the distinct ones (copies of a video share its features), or every query's own, one after the other."""
     frames: FrameEmbeddingBatch
     """Theirs."""
 
@@ -96,18 +96,22 @@ def _cut(ids: NDArray[np.int64], capacity: int) -> Iterator[slice]:
 def _read(
     snapshot: Snapshot, queries: list[Query], features: QueryBatch, result: SearchResult, source: VideoSource
 ) -> _Batch:
-    """Look up the candidates and read the distinct ones, those with the most visitors first."""
+    """Look up the candidates and read them: the distinct ones, those with the most visitors first, or by query."""
     ids, counts = np.unique(result.ids[result.ids >= 0], return_counts=True)
     ids = ids[np.argsort(-counts, kind="stable")]
     keys = {video_id: key for video_id, key, _ in snapshot.names(ids.tolist())}
     rows: dict[tuple[int, int], int] = {}
     row_of = np.array([rows.setdefault(place, len(rows)) for place in snapshot.locations(ids.tolist())], np.int64)
     firsts = np.unique(row_of, return_index=True)[1]
-    videos = source.read(ids[firsts].tolist())
-    by_id = np.argsort(ids)
     index = np.full(result.ids.shape, -1, np.int64)
     here = result.ids >= 0
-    index[here] = row_of[by_id[np.searchsorted(ids, result.ids[here], sorter=by_id)]]
+    if source.reads_by_query(int(here.sum()), len(firsts)):
+        videos = source.read(result.ids[here].tolist())
+        index[here] = np.arange(here.sum())
+    else:
+        videos = source.read(ids[firsts].tolist())
+        by_id = np.argsort(ids)
+        index[here] = row_of[by_id[np.searchsorted(ids, result.ids[here], sorter=by_id)]]
     return _Batch(queries, features, result, keys, index, videos, videos.frames())
 
 

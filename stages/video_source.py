@@ -25,6 +25,10 @@ from stages.rerankers.video_sides import VideoSideOf, video_side_of
 from stages.rerankers.visits import videos_per_block
 from stages.token_batches import TokenBuffers, candidate_batch, video_capacity
 
+_MOST_READS = 1.5
+"""Of a video, on average, where the candidates of each query are to lie side by side: looking at those of UCoFiA where
+they lie saves 25 us each, and reading one once more costs as much."""
+
 
 class LoadedVideos(Protocol):
     """U videos, ready to be looked at."""
@@ -51,11 +55,15 @@ class VideoSource(Protocol):
 
     @property
     def capacity(self) -> int:
-        """Videos that may be read at once; what was read the time before may still be in use."""
+        """Distinct videos that may be read at once; what was read the time before may still be in use."""
+        ...
+
+    def reads_by_query(self, num_candidates: int, num_distinct: int) -> bool:
+        """Whether to read all candidates of every query, side by side, and not only the distinct ones of them."""
         ...
 
     def read(self, ids: Sequence[int]) -> LoadedVideos:
-        """These distinct videos, in this order. Raises StoreError, DamageError."""
+        """These videos, in this order. Raises StoreError, DamageError."""
         ...
 
 
@@ -72,7 +80,7 @@ def open_source(
         capacity = memory_bytes // (2 * reader.row_bytes) if reader is not None else 0
         if reader is not None and capacity >= max(1, num_candidates):
             assert isinstance(reranker, PairwiseReranker)
-            return _PreparedSource(snapshot, reader, side, reranker, capacity, device)
+            return _PreparedSource(snapshot, reader, side, reranker, num_candidates, capacity, device)
     return _TokenSource(snapshot, video_capacity(snapshot, num_candidates, memory_bytes), device)
 
 
@@ -83,6 +91,9 @@ class _TokenSource:
         self.capacity = capacity
         self._snapshot, self._device = snapshot, device
         self._buffers = TokenBuffers(snapshot, capacity)
+
+    def reads_by_query(self, num_candidates: int, num_distinct: int) -> bool:
+        return False  # a video is prepared once, and then every query looks at it
 
     def read(self, ids: Sequence[int]) -> LoadedVideos:
         tokens = self._snapshot.read_tokens(ids, out=self._buffers.next())
@@ -123,18 +134,26 @@ class _PreparedSource:
         reader: PreparedReader,
         side: VideoSideOf,
         reranker: PairwiseReranker,
+        num_candidates: int,
         capacity: int,
         device: torch.device,
     ) -> None:
-        self.capacity = capacity
+        """num_candidates: of one query; capacity: rows that fit into half of the memory, at least as many."""
+        self._by_query = reranker.shares_visits and device.type == "cpu"
+        self.capacity = max(num_candidates, int(capacity / _MOST_READS)) if self._by_query else capacity
         self._snapshot, self._reader, self._side, self._reranker = snapshot, reader, side, reranker
         self._device = device
-        num_rows = min(capacity, max(1, snapshot.num_searchable))
-        self._buffers = [reader.empty(num_rows) for _ in range(2)]  # one is looked at while the other is filled
+        self._num_rows = min(capacity, max(1, snapshot.num_searchable))
+        self._buffers = [reader.empty(self._num_rows) for _ in range(2)]  # one is looked at, the other is filled
+
+    def reads_by_query(self, num_candidates: int, num_distinct: int) -> bool:
+        return self._by_query and num_candidates <= _MOST_READS * num_distinct
 
     def read(self, ids: Sequence[int]) -> LoadedVideos:
         self._buffers.reverse()
-        rows = self._reader.read(self._snapshot.locations(ids), self._buffers[0])
+        rows = self._reader.read(
+            self._snapshot.locations(ids), self._buffers[0] if len(ids) <= self._num_rows else None
+        )
         missing = np.flatnonzero(~rows.is_there)
         for places, found in self._computed([ids[place] for place in missing.tolist()], missing):
             for name, array in found.items():

@@ -150,6 +150,11 @@ class PairwiseReranker:
         """The method's."""
         return self.scorer.name
 
+    @property
+    def shares_visits(self) -> bool:
+        """Whether queries with the same candidates look at them together, and one with its own at all of them."""
+        return self._shared is not None
+
     @torch.inference_mode()
     def rank(self, queries: QueryBatch, candidates: CandidateBatch) -> Tensor:
         """The scores float32 [B, K], -inf where there is no candidate."""
