@@ -11,16 +11,24 @@ from pathlib import Path
 
 from index_store.atomic import remove, replacing
 from index_store.catalog import ShardRecord
-from index_store.errors import DamageError, InputError, StoreError, StoreLockedError, from_os_error
+from index_store.errors import (
+    DamageError,
+    InputError,
+    NotWritableError,
+    SafetyStopError,
+    StoreError,
+    StoreLockedError,
+    from_os_error,
+)
 from index_store.features import write_shard
 from index_store.layout import Layout
 from index_store.lock import writer_lock
 from index_store.readers import ANY_COMMIT, is_read
 from index_store.seal import check_seal, describe_damage, remove_seal, restore_catalog, sealed_settings
 from index_store.settings import StoreSettings, read_settings, restore_settings, settings_of
-from index_store.shard_file import ShardRows, shard_rows
+from index_store.shard_file import FORBIDDEN, MISSING, ShardRows, shard_rows
 from index_store.store import KeptRow, Store, StoreWriter
-from index_store.verify import Advance, Problem, verify
+from index_store.verify import Advance, Problem, VerifyReport, verify
 
 
 @dataclass(slots=True)
@@ -42,11 +50,17 @@ class RepairReport:
     """Prepared files, which are computed again when they are needed."""
 
 
-def repair(directory: Path, lock_timeout_seconds: float = 0.0, on_bytes: Advance = lambda count: None) -> RepairReport:
+def repair(
+    directory: Path,
+    lock_timeout_seconds: float = 0.0,
+    on_bytes: Advance = lambda count: None,
+    accept_loss: bool = False,
+) -> RepairReport:
     """Repair the store in ``directory``; reads every byte of it.
 
     Killed at any time, the store is not worse than before, and repair can be run again. Raises DamageError for damage
-    that only a copy can mend, StoreLockedError, NoSpaceError.
+    that only a copy can mend, StoreLockedError, NoSpaceError, NotWritableError for a file that may not be read;
+    SafetyStopError, unless ``accept_loss``, when most shards are missing: more likely their disk is.
     """
     layout = Layout(directory.absolute())
     report = RepairReport()
@@ -58,6 +72,8 @@ def repair(directory: Path, lock_timeout_seconds: float = 0.0, on_bytes: Advance
         found = verify(layout.directory, read_data=True, on_bytes=on_bytes)
         report.problems += found.problems
         _require_repairable(found.problems)
+        if not accept_loss:
+            _require_shards(found)
         for number in sorted({problem.number for problem in found.problems if problem.part == "shard"}):
             _repair_shard(store, writer, number, report)
         for number in sorted({problem.number for problem in found.problems if problem.part == "index"}):
@@ -122,8 +138,19 @@ def _repair_catalog(layout: Layout, settings: StoreSettings, report: RepairRepor
 
 def _require_repairable(problems: list[Problem]) -> None:
     for problem in problems:
+        if problem.found == FORBIDDEN:
+            raise NotWritableError(f"{problem.path} {FORBIDDEN}; nothing was changed: check its permissions")
         if problem.part in ("settings", "catalog") or (problem.part in ("shard", "index") and not problem.number):
             raise DamageError(f"{problem}: this cannot be repaired, restore the file from a copy")
+
+
+def _require_shards(found: VerifyReport) -> None:
+    missing = [problem.path for problem in found.problems if problem.part == "shard" and problem.found == MISSING]
+    if len(missing) > max(1, found.num_shards // 2):
+        raise SafetyStopError(
+            f"{len(missing)} of {found.num_shards} shards are missing (first: {missing[0]}): is their disk mounted? "
+            "Nothing was changed; if they are lost for good, give --accept-loss"
+        )
 
 
 def _repair_shard(store: Store, writer: StoreWriter, shard_id: int, report: RepairReport) -> None:

@@ -18,6 +18,9 @@ from index_store.features import Array, dataset_specs, record_checksum
 from index_store.records import VideoFeatures
 from index_store.settings import StoreSettings
 
+MISSING = "is missing"
+FORBIDDEN = "may not be read"
+
 _BLOCK_BYTES = 1 << 20
 
 
@@ -30,7 +33,9 @@ def file_fault(path: Path, size_bytes: int, sha256: str, read_data: bool) -> str
         if read_data and file_sha256(path) != sha256:
             return "is not what was written (its SHA-256 differs)"
     except FileNotFoundError:
-        return "is missing"
+        return MISSING
+    except PermissionError:
+        return FORBIDDEN
     except OSError as error:
         return f"cannot be read ({error.strerror})"
     return ""

@@ -20,7 +20,7 @@ from index_store.index_files import INDEX_FILE
 from index_store.layout import Layout, is_generation, is_shard, is_temporary
 from index_store.seal import check_seal, describe_block, sealed_settings
 from index_store.settings import StoreSettings, read_settings, settings_of
-from index_store.shard_file import file_fault, shard_rows
+from index_store.shard_file import FORBIDDEN, file_fault, shard_rows
 from index_store.store import Snapshot, Store
 
 Part = Literal["settings", "catalog", "seal", "shard", "index", "prepared"]
@@ -155,7 +155,10 @@ def _check_shards(layout: Layout, snapshot: Snapshot, report: VerifyReport, on_b
         if report.read_data:
             report.bytes_read += shard.size_bytes
             on_bytes(shard.size_bytes)
-        if fault:
+        if fault == FORBIDDEN:
+            name = str(layout.shard_path(shard.name).relative_to(layout.directory))
+            report.add("shard", name, "the file", fault, "allow it, and look again", shard.id)
+        elif fault:
             _name_rows(layout, snapshot, shard, fault, report)
 
 

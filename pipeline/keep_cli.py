@@ -37,10 +37,11 @@ def verify(store: Path, read_data: bool, as_json: bool, quiet: bool) -> None:
 
 @click.command()
 @store_option
+@click.option("--accept-loss", is_flag=True, help="Go on although most shards are missing.")
 @lock_timeout_option
 @json_option
 @quiet_option
-def repair(store: Path, lock_timeout: float, as_json: bool, quiet: bool) -> None:
+def repair(store: Path, accept_loss: bool, lock_timeout: float, as_json: bool, quiet: bool) -> None:
     """Take exactly what is damaged out of a store, and say what the next extract computes again.
 
     Reads every byte. A damaged block of the catalog is put back; of a damaged shard the intact videos stay; a damaged
@@ -53,7 +54,7 @@ def repair(store: Path, lock_timeout: float, as_json: bool, quiet: bool) -> None
     from pipeline import keep_report
     from pipeline.jobs import keep
 
-    keep_report.show_repair(keep.repair(store, lock_timeout, quiet), store, as_json)
+    keep_report.show_repair(keep.repair(store, accept_loss, lock_timeout, quiet), store, as_json)
 
 
 @click.command()

@@ -25,10 +25,10 @@ def verify(directory: Path, read_data: bool, quiet: bool) -> VerifyReport:
         return verify_store(directory, read_data, on_bytes)
 
 
-def repair(directory: Path, lock_timeout: float, quiet: bool) -> RepairReport:
+def repair(directory: Path, accept_loss: bool, lock_timeout: float, quiet: bool) -> RepairReport:
     """Run ``tbpipe repair``."""
     with _bytes_read("repair", directory, quiet) as on_bytes:
-        return repair_store(directory, lock_timeout, on_bytes)
+        return repair_store(directory, lock_timeout, on_bytes, accept_loss)
 
 
 def compact(

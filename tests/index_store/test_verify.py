@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from index_store.catalog import IndexManifestFields
 from index_store.compact import compact
-from index_store.errors import DamageError, StoreError, StoreLockedError, StoreMissingError
+from index_store.errors import (
+    DamageError,
+    NotWritableError,
+    SafetyStopError,
+    StoreError,
+    StoreLockedError,
+    StoreMissingError,
+)
 from index_store.prepared import PreparedAbout
 from index_store.repair import RepairReport, repair
 from index_store.settings import SamplingSettings
@@ -152,6 +161,41 @@ def test_a_missing_shard_is_found_at_once_and_its_videos_are_lost(store: Store) 
     assert (problem.path, problem.record, problem.found) == (SHARD, "3 videos (first: b)", "is missing")
     assert repair(store.directory).lost == ["b", "e", "c"]
     assert set(whole(store)) == {"a", "b", "c", "d", "e", "q"}
+
+
+def test_most_shards_missing_is_rather_a_disk_that_is_not_mounted(store: Store) -> None:
+    fill(store, ok("x", 9))
+    names = ("00000001.h5", "00000002.h5")
+    for name in names:
+        (store.directory / "shards" / name).rename(store.directory / name)
+    with pytest.raises(
+        SafetyStopError, match=r"2 of 3 shards are missing \(first: shards/00000001\.h5\): is their disk"
+    ):
+        repair(store.directory)
+    for name in names:
+        (store.directory / name).rename(store.directory / "shards" / name)
+    assert found(store) == []
+    for name in names:
+        (store.directory / "shards" / name).unlink()
+    assert repair(store.directory, accept_loss=True).lost == ["b", "e", "c", "d", "a"]
+
+
+def test_a_file_that_may_not_be_read_is_no_damage_to_take_out(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened = Path.open
+
+    def refuse(path: Path, *arguments: Any, **options: Any) -> Any:  # the tests may run as root, whom nothing stops
+        if path.name == "00000001.h5":
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return opened(path, *arguments, **options)
+
+    before = whole(store)
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "open", refuse)
+        (problem,) = found(store)
+        assert (problem.path, problem.found, problem.remedy) == (SHARD, "may not be read", "allow it, and look again")
+        with pytest.raises(NotWritableError, match="nothing was changed: check its permissions"):
+            repair(store.directory)
+    assert whole(store) == before
 
 
 def test_of_a_short_shard_the_rows_that_are_there_are_kept(store: Store) -> None:
