@@ -10,7 +10,7 @@ from typing import Any
 import tomli_w
 
 from index_store.atomic import write_bytes
-from index_store.errors import InputError, UsageError
+from index_store.errors import InputError, UsageError, from_os_error
 from index_store.settings import expect_keys, read_toml
 
 _SMALL_COUNT = 5
@@ -92,7 +92,10 @@ def read_refresh_settings(path: Path) -> RefreshSettings:
 
 
 def remember_sources(path: Path, sources: tuple[Path, ...]) -> bool:
-    """Write ``[refresh] sources`` into an existing ``tbpipe.toml`` that has no such section; whether it was done."""
+    """Write ``[refresh] sources`` into an existing ``tbpipe.toml`` that has no such section; whether it was done.
+
+    Raises NoSpaceError, NotWritableError.
+    """
     if "refresh" in read_toml(path):
         return False
     text = path.read_text(encoding="utf-8").rstrip("\n")
@@ -101,7 +104,10 @@ def remember_sources(path: Path, sources: tuple[Path, ...]) -> bool:
         content = f"{text}\n\n# What 'tbpipe refresh' looks through.\n{section}".encode()
     except UnicodeEncodeError:  # TOML is UTF-8, names of folders need not be
         return False
-    write_bytes(path, content)
+    try:
+        write_bytes(path, content)
+    except OSError as error:
+        raise from_os_error(error, path) from error
     return True
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from datetime import datetime, timezone
+from pathlib import Path
 from typing import Literal
 
 LogFormat = Literal["text", "json"]
@@ -34,10 +35,16 @@ class Log:
     def _write(self, level: Level, event: str, message: str, fields: dict[str, object]) -> None:
         now = datetime.now(timezone.utc).isoformat(timespec="milliseconds").replace("+00:00", "Z")
         if self.is_json:
-            record = {"time": now, "level": level, "event": event, "message": message, **fields}
+            told = {name: _text(value) if isinstance(value, str | Path) else value for name, value in fields.items()}
+            record = {"time": now, "level": level, "event": event, "message": _text(message), **told}
             line = json.dumps(record, ensure_ascii=True, default=str)
         else:
             from pipeline.report import printable
 
             line = f"{now[:19]}Z {'' if level == 'info' else level + ': '}{printable(message)}"
         print(line, file=sys.stderr, flush=True)
+
+
+def _text(value: str | Path) -> str:
+    """Text that every reader of JSON takes: bytes of a name that are not UTF-8 become escapes."""
+    return str(value).encode("utf-8", "backslashreplace").decode("utf-8")

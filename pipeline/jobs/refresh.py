@@ -329,8 +329,8 @@ class _Run:
                 f"no store in {self._job.store}; 'tbpipe refresh --store {self._job.store} --source FOLDER' makes one"
             )
         raise InputError(
-            f"{self._settings_path} has no sources; give --source FOLDER, which is then remembered there, or write\n"
-            '[refresh]\nsources = ["FOLDER"]'
+            f"{self._settings_path} has no sources; give --source FOLDER, which is then remembered there, or "
+            'write sources = ["FOLDER"] into its section [refresh]'
         )
 
 

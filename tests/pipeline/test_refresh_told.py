@@ -28,7 +28,7 @@ def test_a_json_log_has_one_object_a_line(capsys: pytest.CaptureFixture[str]) ->
         "path": "/x",
         "number": 3,
     }
-    assert second["level"] == "warning"
+    assert (second["level"], second["message"]) == ("warning", "\\udcff")
     assert "\x1b" not in err
 
 
