@@ -8,16 +8,18 @@ and V videos in memory, and what does not depend on the query is part of both.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from benchmarks.measure import Ratio, best_of, cpu_seconds
 from stages.rerankers import make_reranker
 from stages.rerankers.base import CandidateBatch, QueryBatch, Reranker
 from stages.rerankers.ucofia import UcofiaHead, UcofiaReranker
+from stages.rerankers.xclip import XClipHead, XClipReranker
 
 REPETITIONS = 5
 FRAMES, PATCHES, WORDS, WIDTH = 12, 49, 32, 512
@@ -56,7 +58,7 @@ class Method:
     """What is compared."""
 
     name: str
-    """As ``make_reranker`` takes it."""
+    """As ``make_reranker`` takes it, unless ``reranker`` is given."""
     plain: Callable[[Features], Tensor]
     """The formulas, [T, V]."""
     limit: float
@@ -132,44 +134,66 @@ def plain_eercf(features: Features) -> Tensor:
     return torch.cat(parts)
 
 
-@torch.inference_mode()
+@functools.cache
+def xclip_head() -> XClipHead:
+    """X-CLIP with matrices of weights, near the identity that training starts from."""
+    return _changed(XClipHead(WIDTH, num_words=WORDS, num_frames=FRAMES))
+
+
 def plain_xclip(features: Features) -> Tensor:
+    """X-CLIP's formulas with identities."""
+    return _plain_xclip(features, dict(XClipHead(WIDTH, num_words=WORDS, num_frames=FRAMES).named_parameters()), 1.0)
+
+
+def plain_xclip_matrices(features: Features) -> Tensor:
+    """X-CLIP's formulas with matrices of weights."""
+    weights = dict(xclip_head().named_parameters())
+    return _plain_xclip(features, weights, weights["logit_scale"].exp().item())
+
+
+@torch.inference_mode()
+def _plain_xclip(features: Features, weights: Mapping[str, Tensor], scale: float) -> Tensor:
     """The four similarities over full tensors [T, V, W, F]; padding is computed, and left out of each softmax."""
     text, words = _unit(features.queries.sentence), _unit(features.queries.words)
     mask = features.queries.word_mask
     frames = _unit(features.tokens[:, :, 0])
     video = _unit(frames.mean(1))
-    identity = {size: torch.eye(size) for size in (WORDS, FRAMES, WIDTH)}
 
-    def aggregate(x: Tensor, mask: Tensor | None = None) -> Tensor:
+    def aggregate(x: Tensor, name: str, mask: Tensor | None = None) -> Tensor:
         logits = x / 0.01 if mask is None else (x / 0.01).masked_fill(~mask, -torch.inf)
-        weights: Tensor = logits.softmax(-1) @ identity[x.shape[-1]]
-        return (weights * x).sum(-1)
+        aggregated: Tensor = logits.softmax(-1) @ weights[name]
+        return (aggregated * x if mask is None else (aggregated * x).masked_fill(~mask, 0.0)).sum(-1)
 
-    video_sentence = text @ identity[WIDTH] @ video.T
-    video_word = aggregate(torch.einsum("twd,vd->tvw", words, video), mask[:, None])
-    sentence_frame = aggregate(torch.einsum("td,vfd->tvf", text, frames))
-    local = torch.einsum("twd,vfd->tvwf", words @ identity[WIDTH], frames)
-    by_frame = aggregate(local.transpose(2, 3), mask[:, None, None])
-    by_word = aggregate(local)
-    frame_word = (aggregate(by_frame) + aggregate(by_word, mask[:, None])) / 2
-    return (video_sentence + video_word + sentence_frame + frame_word) / 4
+    video_sentence = text @ weights["global_mat_weight"] @ video.T
+    video_word = aggregate(torch.einsum("twd,vd->tvw", words, video), "word_logit_weight", mask[:, None])
+    sentence_frame = aggregate(torch.einsum("td,vfd->tvf", text, frames), "frame_logit_weight")
+    local = torch.einsum("twd,vfd->tvwf", words @ weights["local_mat_weight"], frames)
+    by_frame = aggregate(local.transpose(2, 3), "word_mat_weight", mask[:, None, None])
+    by_word = aggregate(local, "frame_mat_weight")
+    words_last = aggregate(by_word, "word_mat_weight2", mask[:, None])
+    frame_word = (aggregate(by_frame, "frame_mat_weight2") + words_last) / 2
+    return scale * (video_sentence + video_word + sentence_frame + frame_word) / 4
 
 
 @functools.cache
 def ucofia_head() -> UcofiaHead:
     """UCoFiA with matrices of weights, near the identity that training starts from."""
-    generator = torch.Generator().manual_seed(1)
-    head = UcofiaHead(WIDTH, num_words=WORDS, num_frames=FRAMES).eval().requires_grad_(requires_grad=False)
-    for parameter in head.parameters():
-        parameter.add_(0.01 * torch.randn(parameter.shape, generator=generator))
-    return head
+    return _changed(UcofiaHead(WIDTH, num_words=WORDS, num_frames=FRAMES))
+
+
+def plain_ucofia(features: Features) -> Tensor:
+    """UCoFiA's formulas without weights: patches of unit length, identities."""
+    return _plain_ucofia(features, None)
+
+
+def plain_ucofia_matrices(features: Features) -> Tensor:
+    """UCoFiA's formulas with matrices of weights."""
+    return _plain_ucofia(features, dict(ucofia_head().named_parameters()))
 
 
 @torch.inference_mode()
-def plain_ucofia(features: Features) -> Tensor:
+def _plain_ucofia(features: Features, weights: dict[str, Tensor] | None) -> Tensor:
     """The three similarities over full tensors [T, V, W, 4 F], as for X-CLIP; the three best patches of each frame."""
-    weights = dict(ucofia_head().named_parameters())
     text, words = _unit(features.queries.sentence), _unit(features.queries.words)
     mask = features.queries.word_mask
     frames, patches = _unit(features.tokens[:, :, 0]), features.tokens[:, :, 1:]
@@ -177,23 +201,38 @@ def plain_ucofia(features: Features) -> Tensor:
     best = (_unit(patches) * frames.unsqueeze(2)).sum(-1).topk(3).indices.sort(-1).values
     selected = patches.gather(2, best.unsqueeze(-1).expand(-1, -1, -1, WIDTH))
     tokens = torch.cat([features.tokens[:, :, :1], selected], 2).flatten(1, 2)
+    tokens = _unit(tokens) if weights is None else tokens
+
+    def times(x: Tensor, name: str) -> Tensor:
+        return x if weights is None else x @ weights[name]
 
     def sharpened(x: Tensor, mask: Tensor | None) -> Tensor:
         return (x / 0.01 if mask is None else (x / 0.01).masked_fill(~mask, -torch.inf)).softmax(-1)
 
     def aggregate(x: Tensor, name: str, mask: Tensor | None = None) -> Tensor:
-        return (sharpened(sharpened(x, mask) @ weights[name], mask) * x).sum(-1)
+        return (sharpened(times(sharpened(x, mask), name), mask) * x).sum(-1)
 
-    scale = weights["logit_scale"].exp()
-    video_sentence = scale * (text @ weights["global_mat_weight"]) @ (video @ weights["global_mat_weight_1"]).T
+    scale = torch.ones(()) if weights is None else weights["logit_scale"].exp()
+    video_sentence = scale * times(text, "global_mat_weight") @ times(video, "global_mat_weight_1").T
     frame_sentence = scale * aggregate(torch.einsum("td,vfd->tvf", text, frames), "frame_logit_weight")
-    left, right = words @ weights["local_mat_weight"], tokens @ weights["local_mat_weight1"]
+    left, right = times(words, "local_mat_weight"), times(tokens, "local_mat_weight1")
     local = torch.einsum("twd,vpd->tvwp", left, right)
     by_patch = aggregate(local.transpose(2, 3), "word_mat_weight", mask[:, None, None])
     by_word = aggregate(local, "pixel_mat_weight")
     words_first = aggregate(by_patch, "pixel_mat_weight2")
     patch_word = (words_first + aggregate(by_word, "word_mat_weight2", mask[:, None])) / 2
     return (video_sentence + frame_sentence + patch_word) / 3
+
+
+_H = TypeVar("_H", bound=nn.Module)
+
+
+def _changed(head: _H) -> _H:
+    """A head with every weight a little off from where training starts."""
+    generator = torch.Generator().manual_seed(1)
+    for parameter in head.eval().requires_grad_(requires_grad=False).parameters():
+        parameter.add_(0.01 * torch.randn(parameter.shape, generator=generator))
+    return head
 
 
 def _unit(x: Tensor) -> Tensor:
@@ -204,6 +243,8 @@ def _unit(x: Tensor) -> Tensor:
 METHODS = (
     Method("eercf", plain_eercf, 10.0, 16, 64),
     Method("x-clip", plain_xclip, 3.0, 64, 128),
-    Method("ucofia", plain_ucofia, 3.0, 128, 32, lambda: UcofiaReranker(ucofia_head())),
+    Method("x-clip with matrices", plain_xclip_matrices, 3.0, 64, 128, lambda: XClipReranker(xclip_head())),
+    Method("ucofia", plain_ucofia, 3.0, 128, 32),
+    Method("ucofia with matrices", plain_ucofia_matrices, 3.0, 128, 32, lambda: UcofiaReranker(ucofia_head())),
 )
 """One line adds a method."""

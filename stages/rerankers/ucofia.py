@@ -35,6 +35,8 @@ TERMS: tuple[Term, ...] = ("video_sentence", "frame_sentence", "patch_word")
 
 _LOGITS_AT_ONCE = 1 << 18
 """Similarities of words and tokens, 1 MB: they stay in the cache of a core."""
+_VIDEOS_AT_ONCE, _ROWS_AT_ONCE = 32, 2048
+"""With matrices, which go text by text: videos, so that there is enough to do; and (word, video) pairs, 0.4 MB."""
 _PREDICTOR = "visual_token_selector.score_predictor.in_conv.1.weight"
 _UNUSED = frozenset({"word_logit_weight", "frame_mat_weight", "frame_mat_weight2", "word_mat_weight_for_pixel"})
 """Parameters of the released checkpoints that no formula has."""
@@ -183,8 +185,10 @@ class UcofiaHead(TemporalHead):
         mask = videos.frame_mask.repeat_interleave(videos.for_words.shape[2], 1)
         rows_of_products = max(1, _LOGITS_AT_ONCE // max(1, words.number * 4 * COLUMNS))
         step = max(1, rows_of_products * 4 * COLUMNS // tokens.shape[1])
+        is_plain = not self._has_matrices and not torch.is_grad_enabled()
+        step = step if is_plain else max(step, _VIDEOS_AT_ONCE)
         parts = [slice(start, start + step) for start in range(0, len(tokens), step)]
-        if self._has_matrices or torch.is_grad_enabled():
+        if not is_plain:
             weighted = [self._weighted_patch_word(texts, videos[part]) for part in parts]
             found = torch.cat(weighted, 1)
         else:
@@ -208,7 +212,8 @@ class UcofiaHead(TemporalHead):
         mixings = {number: mixing_of(self.word_mat_weight, number) for number in set(num_words)}
         of_texts = zip(num_words, torch.split(logits, num_words), strict=True)
         by_patch = torch.stack([over_words(of_text, mixings[number]) for number, of_text in of_texts])  # [Q, c, N]
-        by_word = words.unpack(over_last(logits, mask, first))  # [Q, W, c]
+        some = torch.split(logits, max(1, _ROWS_AT_ONCE // len(videos.for_words)))
+        by_word = words.unpack(torch.cat([over_last(rows, mask, first) for rows in some]))  # [Q, W, c]
         from_words = over_padded_words(by_word, words.mask.unsqueeze(-1), self.word_mat_weight2)
         return over_last(by_patch, mask, second) + from_words
 
