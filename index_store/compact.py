@@ -13,8 +13,10 @@ from index_store.catalog import ShardRecord
 from index_store.errors import DamageError
 from index_store.layout import Layout
 from index_store.shard_file import shard_rows
-from index_store.store import KeptRow, Snapshot, Store
+from index_store.snapshot import Snapshot
+from index_store.store import Store
 from index_store.verify import Advance
+from index_store.writer import KeptRow
 
 WASTE = 0.25
 """Share of a shard's rows that may be out of use."""

@@ -7,7 +7,7 @@ import numpy as np
 from index_store.catalog import GenerationRecord
 from index_store.flat_file import flat_header
 from index_store.index_files import IDS_FILE, INDEX_FILE
-from index_store.store import Snapshot
+from index_store.snapshot import Snapshot
 from index_store.vectors import EXACT_FACTORY
 
 

@@ -29,7 +29,7 @@ from index_store.layout import Layout, is_temporary
 from index_store.lock import writer_lock
 
 if TYPE_CHECKING:
-    from index_store.store import Snapshot
+    from index_store.snapshot import Snapshot
 
 FORMAT = "tbpipe-prepared-2"
 """Grows when the files change, and when a method's numbers do. 1: rows had BLAKE2b checksums."""

@@ -15,7 +15,7 @@ from index_store.layout import Layout
 from index_store.prepared import FORMAT, PreparedKey, PreparedReader, file_name, read_about
 
 if TYPE_CHECKING:
-    from index_store.store import Snapshot
+    from index_store.snapshot import Snapshot
 
 
 class PreparedFault(NamedTuple):

@@ -27,8 +27,9 @@ from index_store.readers import ANY_COMMIT, is_read
 from index_store.seal import check_seal, describe_damage, remove_seal, restore_catalog, sealed_settings
 from index_store.settings import StoreSettings, read_settings, restore_settings, settings_of
 from index_store.shard_file import FORBIDDEN, MISSING, ShardRows, shard_rows
-from index_store.store import KeptRow, Store, StoreWriter
+from index_store.store import Store
 from index_store.verify import Advance, Problem, VerifyReport, verify
+from index_store.writer import KeptRow, StoreWriter
 
 
 @dataclass(slots=True)

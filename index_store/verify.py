@@ -21,7 +21,8 @@ from index_store.layout import Layout, is_generation, is_shard, is_temporary
 from index_store.seal import check_seal, describe_block, sealed_settings
 from index_store.settings import StoreSettings, read_settings, settings_of
 from index_store.shard_file import FORBIDDEN, file_fault, shard_rows
-from index_store.store import Snapshot, Store
+from index_store.snapshot import Snapshot
+from index_store.store import Store
 
 Part = Literal["settings", "catalog", "seal", "shard", "index", "prepared"]
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from index_store.records import SEARCHABLE, VideoFile, VideoRecord
-from index_store.store import Snapshot
+from index_store.snapshot import Snapshot
 from stages.keys import unique_key
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from index_store.catalog import FileRow
 from index_store.records import SEARCHABLE, VideoFile, VideoOutcome, VideoRecord
-from index_store.store import Snapshot
+from index_store.snapshot import Snapshot
 from pipeline.changes import UNREADABLE, Changes, FileNow, Identity, identity
 from stages.keys import unique_key
 from stages.sources import GONE, Sources

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from index_store.errors import InputError, StoreError
 from index_store.records import Query, Ranking
-from index_store.store import Snapshot
+from index_store.snapshot import Snapshot
 from index_store.vectors import SearchResult, VectorBlock, VectorIndex
 from stages.exact_ranks import exact_ranks
 from stages.metrics import Metrics, metrics

@@ -31,7 +31,7 @@ from index_store.settings import StoreSettings
 from stages.tokens import pack_features
 
 if TYPE_CHECKING:
-    from index_store.store import StoreWriter
+    from index_store.writer import StoreWriter
     from stages.decode_pool import DecodeResult, DecodeTask
     from stages.models.clip import ClipModel
     from stages.preprocess import Preprocessor

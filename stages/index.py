@@ -13,8 +13,10 @@ from index_store.catalog import IndexManifestFields
 from index_store.errors import InputError, StoreError
 from index_store.index_files import IndexManifest, Recall
 from index_store.layout import generation_name
-from index_store.store import Snapshot, Store, StoreWriter
+from index_store.snapshot import Snapshot
+from index_store.store import Store
 from index_store.vectors import EXACT_FACTORY, VectorBlock, VectorIndex, exact_neighbours, sample_vectors
+from index_store.writer import StoreWriter
 from stages.index_update import Base, Change, updated
 
 RECALL_AT = 50

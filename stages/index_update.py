@@ -27,7 +27,7 @@ from index_store.index_files import (
     read_ids,
     read_manifest,
 )
-from index_store.store import Snapshot
+from index_store.snapshot import Snapshot
 from index_store.vectors import EXACT_FACTORY, VectorBlock, VectorIndex, knows_flat_files
 
 MAX_DRIFT = 0.2

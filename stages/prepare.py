@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 
 from index_store.errors import InputError
 from index_store.prepared import PreparedAbout, PreparedReader, PreparedWriter
-from index_store.store import Snapshot, Store
+from index_store.snapshot import Snapshot
+from index_store.store import Store
 from stages.models.weights import file_sha256
 from stages.rerankers.base import Reranker
 from stages.rerankers.pairwise import PairwiseReranker

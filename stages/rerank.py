@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from index_store.errors import StoreError
 from index_store.records import Hit, Query, Ranking
-from index_store.store import FrameEmbeddingBatch, Snapshot
+from index_store.snapshot import FrameEmbeddingBatch, Snapshot
 from index_store.vectors import SearchResult, VectorIndex
 from stages.rerankers.base import QueryBatch, Reranker
 from stages.search import BroadView, EncodedQueries, TextEncoder, best_moments, encode_queries

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from index_store.errors import DamageError, StoreMissingError, UsageError
 from index_store.records import SEARCHABLE, Hit, Query, Ranking
-from index_store.store import Snapshot
+from index_store.snapshot import Snapshot
 from index_store.vectors import SearchResult, VectorIndex
 
 if TYPE_CHECKING:

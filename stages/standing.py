@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from index_store.records import Hit, Query, Ranking
+from index_store.snapshot import Snapshot
 from index_store.standing_state import StandingAnswers
-from index_store.store import Snapshot
 from index_store.vectors import VectorIndex
 from stages.search import QUERIES_PER_BATCH, BroadView
 

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from index_store.errors import UsageError
-from index_store.store import Snapshot, TokenBatch
+from index_store.snapshot import Snapshot, TokenBatch
 from stages.rerankers.base import CandidateBatch
 
 DEFAULT_MEMORY_BYTES = 256 << 20

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from index_store.features import Array
 from index_store.prepared import PreparedReader
-from index_store.store import FrameEmbeddingBatch, Snapshot, TokenBatch
+from index_store.snapshot import FrameEmbeddingBatch, Snapshot, TokenBatch
 from stages.rerankers.base import QueryBatch, Reranker
 from stages.rerankers.pairwise import PairwiseReranker, PreparedCandidates, VideoSide
 from stages.rerankers.video_sides import VideoSideOf, video_side_of

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from benchmarks.measure import best_of
 from index_store.records import Query, Ranking
-from index_store.store import Snapshot
+from index_store.snapshot import Snapshot
 from index_store.vectors import VectorIndex
 from stages.rerank import rerank
 from stages.rerankers.base import Reranker

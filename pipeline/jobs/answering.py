@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Protocol
 from index_store.captions import read_captions
 from index_store.errors import InputError, StoreMissingError, UsageError
 from index_store.runs import read_queries
-from index_store.store import Snapshot, Store
+from index_store.snapshot import Snapshot
+from index_store.store import Store
 
 if TYPE_CHECKING:
     import torch

@@ -12,7 +12,8 @@ import numpy as np
 from index_store.errors import DamageError, NoSpaceError, NotWritableError
 from index_store.layout import FORMAT_VERSION
 from index_store.settings import StoreSettings
-from index_store.store import Snapshot, Store
+from index_store.snapshot import Snapshot
+from index_store.store import Store
 from index_store.verify import verify
 from pipeline.jobs.doctor import Check, TroubleError, attempt, free_bytes
 from pipeline.report import size

@@ -11,7 +11,8 @@ from index_store.captions import Caption, match_captions, read_captions
 from index_store.errors import InputError, UsageError
 from index_store.records import SEARCHABLE
 from index_store.runs import read_qrels, read_queries
-from index_store.store import Snapshot, Store
+from index_store.snapshot import Snapshot
+from index_store.store import Store
 from pipeline.jobs.answering import Choice, normalisation, open_answering, read_bank
 from pipeline.jobs.benchmark import match_split
 from pipeline.progress import progress_bar

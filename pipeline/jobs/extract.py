@@ -15,7 +15,8 @@ from index_store.errors import ComponentMissingError, InputError, InterruptedRun
 from index_store.layout import Layout
 from index_store.records import VideoFile, VideoOutcome
 from index_store.settings import SamplingSettings, StoreSettings, TokenSettings, has_store_section
-from index_store.store import Store, StoreWriter
+from index_store.store import Store
+from index_store.writer import StoreWriter
 from pipeline.plan import ExtractPlan, plan_extract
 from pipeline.progress import progress_bar
 from pipeline.stop import stop_on_signals

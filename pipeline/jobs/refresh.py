@@ -15,7 +15,9 @@ from index_store.errors import InputError, InterruptedRunError, SafetyStopError,
 from index_store.layout import Layout
 from index_store.records import VideoOutcome, VideoStatus
 from index_store.refresh_settings import DeleteLimit, read_refresh_settings, remember_sources
-from index_store.store import Snapshot, Store, StoreWriter
+from index_store.snapshot import Snapshot
+from index_store.store import Store
+from index_store.writer import StoreWriter
 from pipeline.changes import find_changes
 from pipeline.jobs.extract import ExtractJob, is_store, model_and_settings, run_extract
 from pipeline.log import Log

@@ -19,8 +19,9 @@ from index_store.index_files import read_manifest
 from index_store.records import Query, Ranking
 from index_store.refresh_settings import StandingQueries
 from index_store.runs import output_format, read_queries, write_ranking
+from index_store.snapshot import Snapshot
 from index_store.standing_state import FileStamp, StandingAnswers, StandingRun, StandingState
-from index_store.store import Snapshot, Store
+from index_store.store import Store
 from pipeline import __version__
 
 if TYPE_CHECKING:

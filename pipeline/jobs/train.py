@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from index_store.captions import match_captions, read_captions
 from index_store.errors import ComponentMissingError, InputError, UsageError
-from index_store.store import Snapshot, Store
+from index_store.snapshot import Snapshot
+from index_store.store import Store
 from pipeline.jobs.answering import store_model
 from pipeline.jobs.benchmark import match_split
 from pipeline.jobs.extract import frame_source

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from index_store.errors import InputError
-from index_store.store import Snapshot
+from index_store.snapshot import Snapshot
 from stages.rerankers.fusion import VideoTokens
 
 MIN_VIDEOS = 8

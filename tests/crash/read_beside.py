@@ -20,7 +20,8 @@ from functools import partial
 from pathlib import Path
 
 from index_store.records import SEARCHABLE, Query
-from index_store.store import Snapshot, Store
+from index_store.snapshot import Snapshot
+from index_store.store import Store
 from tests.crash.refreshing import Source, finish, fork, new_store, preload, refresh_well, require_clean
 
 NUM_READERS = 2

@@ -11,7 +11,8 @@ import numpy as np
 
 from index_store.records import VideoFeatures, VideoFile, VideoOutcome
 from index_store.settings import ModelSettings, SamplingSettings, StoreSettings, TokenSettings
-from index_store.store import Snapshot, Store
+from index_store.snapshot import Snapshot
+from index_store.store import Store
 
 SETTINGS = StoreSettings(
     ModelSettings(

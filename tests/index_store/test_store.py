@@ -24,7 +24,8 @@ from index_store.errors import (
 )
 from index_store.records import ShapeError, VideoOutcome
 from index_store.settings import StoreSettings
-from index_store.store import Snapshot, Store
+from index_store.snapshot import Snapshot
+from index_store.store import Store
 from tests.index_store.samples import INT8_SETTINGS, SETTINGS, bad, content, copy_of, features, file, fill, ok, state
 
 
@@ -380,7 +381,7 @@ class TestSnapshot:
             return locations(self, ids)
 
         monkeypatch.setattr(Catalog, "locations", recorded)
-        monkeypatch.setattr("index_store.store._MAX_LOCATED", 2)
+        monkeypatch.setattr("index_store.snapshot._MAX_LOCATED", 2)
         with filled.snapshot() as snapshot:
             for ids in ([1, 2], [2, 1, 3], [3]):
                 expected = np.stack([features(seed).tokens for seed in ids])

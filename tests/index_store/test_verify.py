@@ -27,7 +27,8 @@ from index_store.errors import (
 from index_store.prepared import PreparedAbout
 from index_store.repair import RepairReport, repair
 from index_store.settings import SamplingSettings
-from index_store.store import Snapshot, Store
+from index_store.snapshot import Snapshot
+from index_store.store import Store
 from index_store.vectors import VectorIndex
 from index_store.verify import Problem, verify
 from tests.index_store.samples import INT8_SETTINGS, SETTINGS, bad, copy_of, fill, ok, state
@@ -447,7 +448,7 @@ def interrupted(*arguments: object) -> None:
 
 
 @pytest.mark.parametrize(
-    "step", ["index_store.catalog.Catalog.retire_shard", "index_store.store._require_same_rows", "os.replace"]
+    "step", ["index_store.catalog.Catalog.retire_shard", "index_store.writer._require_same_rows", "os.replace"]
 )
 def test_an_interrupted_repair_can_be_done_again(store: Store, monkeypatch: pytest.MonkeyPatch, step: str) -> None:
     flip(store.directory / SHARD, place_of(store, "tokens", 1))

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 from index_store.errors import InputError, StoreError, UsageError
 from index_store.records import Query, VideoOutcome
-from index_store.store import Snapshot, Store
+from index_store.snapshot import Snapshot
+from index_store.store import Store
 from stages.evaluate import CaptionedText, DirectionResult, Evaluation
 from stages.index import build_index
 from stages.metrics import Metrics, metrics, ranks_of_best

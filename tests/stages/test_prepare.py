@@ -21,7 +21,8 @@ from index_store.errors import InputError, StoreLockedError, UsageError
 from index_store.lock import writer_lock
 from index_store.prepared import FORMAT
 from index_store.records import Ranking, VideoOutcome
-from index_store.store import Snapshot, Store
+from index_store.snapshot import Snapshot
+from index_store.store import Store
 from stages.evaluate import CaptionedText, Evaluation
 from stages.index import build_index
 from stages.normalised import Normalisation

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from index_store.records import Ranking, VideoOutcome
-from index_store.store import Snapshot, Store
+from index_store.snapshot import Snapshot
+from index_store.store import Store
 from stages.index import build_index
 from stages.rerank import rerank
 from stages.rerankers.eercf import EercfReranker
