@@ -114,7 +114,8 @@ def _some_changed(folder: Path, num_changed: int) -> Ratio:
     changed = _cost(refresh)
     assert len(json.loads(changed.output)["changed"]) == num_changed
     ratio = changed.cpu_seconds / (alone.cpu_seconds + idle.cpu_seconds)
-    detail = f"{changed.cpu_seconds:.1f} s; {alone.cpu_seconds:.1f} s and {idle.cpu_seconds:.1f} s of CPU"
+    seconds = f"{changed.cpu_seconds:.1f} s; {alone.cpu_seconds:.1f} s and {idle.cpu_seconds:.1f} s of CPU"
+    detail = f"{seconds}; peak {changed.peak_bytes / 1e6:.0f} MB; {alone.peak_bytes / 1e6:.0f} MB"
     name = f"refresh with 1 % of {100 * num_changed:,} changed / (extracting these + refresh without changes)"
     return Ratio(name, ratio, CHANGE_LIMIT, True, detail)
 

@@ -54,8 +54,8 @@ def everything(directory: Path) -> object:
 @pytest.mark.parametrize(
     ("action", "stride"),
     [
-        ("commit", 7),
-        ("publish", 4),
+        ("commit", 11),
+        ("publish", 7),
         ("requeue", 1),
         pytest.param("compact", 6, marks=pytest.mark.crash),
         pytest.param("commit", 1, marks=pytest.mark.crash),

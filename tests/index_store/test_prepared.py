@@ -90,6 +90,7 @@ def test_a_header_that_does_not_fit_makes_the_file_absent(tmp_path: Path, name: 
     assert sorted(found(store)) == [(2, 0), (2, 1)]
 
 
+@pytest.mark.slow
 def test_no_byte_of_a_file_can_change_unnoticed(tmp_path: Path) -> None:
     store = base_store(tmp_path)
     ACTIONS["prepare"](tmp_path)

@@ -237,6 +237,7 @@ def test_parquet_has_the_same_columns(tmp_path: Path) -> None:
     assert table["focused_score"][-1] is None
 
 
+@pytest.mark.slow
 def test_parquet_is_written_in_row_groups(tmp_path: Path) -> None:
     parquet = pytest.importorskip("pyarrow.parquet")
     hits = tuple(Hit(number, f"v{number}", 0.5) for number in range(1000))

@@ -103,6 +103,7 @@ def test_a_store_that_is_whole_has_no_problem_and_is_not_changed(store: Store) -
     assert repair(store.directory) == RepairReport()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "row", "record", "lost"),
     [
@@ -207,6 +208,7 @@ def test_of_a_short_shard_the_rows_that_are_there_are_kept(store: Store) -> None
     assert (report.lost, report.num_kept) == (["c"], 2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["index.faiss", "ids.npy", "manifest.json"])
 def test_a_flipped_byte_of_an_index_drops_that_generation_only(store: Store, name: str) -> None:
     publish(store)
@@ -447,6 +449,7 @@ def interrupted(*arguments: object) -> None:
     raise KeyboardInterrupt
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "step", ["index_store.catalog.Catalog.retire_shard", "index_store.writer._require_same_rows", "os.replace"]
 )

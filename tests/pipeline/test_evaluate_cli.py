@@ -88,6 +88,7 @@ def test_captions_give_both_directions_side_by_side(captions: Path, finished_sto
     assert f"{found['text_to_video']['focused']['MnR']:.1f}" in table
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("top_k", [2, 50])
 def test_the_metrics_are_those_of_trec_eval_over_our_own_runs(
     clips: Path, finished_store: Path, run: Run, tmp_path: Path, top_k: int
@@ -127,6 +128,7 @@ def test_one_caption_a_video_is_the_same_as_its_judged_query(
     assert theirs == ours
 
 
+@pytest.mark.slow
 def test_direction_method_and_memory(captions: Path, finished_store: Path, run: Run) -> None:
     both = evaluate(run, finished_store, "--captions", captions, "--top-k", 3, "--json").json
     little = evaluate(run, finished_store, "--captions", captions, "--top-k", 3, "--memory", "5M", "--json").json
@@ -139,6 +141,7 @@ def test_direction_method_and_memory(captions: Path, finished_store: Path, run: 
         assert plain[direction]["focused"] == plain[direction]["broad"] == both[direction]["broad"]
 
 
+@pytest.mark.slow
 def test_several_methods_stand_in_one_table(captions: Path, finished_store: Path, run: Run) -> None:
     asked = ("--captions", captions, "--direction", "t2v", "--method", "eercf, broad,x-clip")
     found = evaluate(run, finished_store, *asked, "--json").json["methods"]
@@ -149,6 +152,7 @@ def test_several_methods_stand_in_one_table(captions: Path, finished_store: Path
     assert all(f"{name}, text to video: " in shown for name in ("eercf", "broad", "x-clip"))
 
 
+@pytest.mark.slow
 def test_weights_go_to_their_methods(captions: Path, finished_store: Path, run: Run) -> None:
     weights = MODELS["tbpipe-small"] / "token_binder.safetensors"
     asked = ("--captions", captions, "--direction", "t2v", "--weights", weights)

@@ -115,6 +115,7 @@ def test_an_index_of_another_store_or_another_commit_is_not_used(
     said(run("search", "--store", store, "x"), 13, "it is another index", "tbpipe index")
 
 
+@pytest.mark.slow
 def test_a_video_that_cannot_be_read_is_quarantined(clips: Path, run: Run, tmp_path: Path) -> None:
     """/proc/self/mem is a regular file whose first byte cannot be read."""
     shutil.copytree(clips, tmp_path / "videos")

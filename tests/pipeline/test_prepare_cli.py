@@ -74,6 +74,7 @@ def test_info_names_what_is_stale(store: Path, run: Run, tmp_path: Path) -> None
     assert "which is gone" in found["x-clip"]["remarks"]
 
 
+@pytest.mark.slow
 def test_new_videos_are_told_and_prepared(store: Path, clips: Path, run: Run, tmp_path: Path) -> None:
     assert run("prepare", "--store", store, "--method", "x-clip").code == 0
     more = tmp_path / "more"

@@ -120,6 +120,7 @@ def test_after_every_change_the_file_is_that_of_rerank(
     assert num_kept > len(TEXTS)
 
 
+@pytest.mark.slow
 def test_a_candidate_with_other_patches_is_ranked_again(store: Store, settings: StoreSettings, tmp_path: Path) -> None:
     """Its embedding is the same, and so are all broad scores: only the catalog knows."""
     ask = asked(tmp_path)
@@ -176,6 +177,7 @@ print(json.dumps(found))
     assert ask.output.read_bytes() == content == expected(store, ask)
 
 
+@pytest.mark.slow
 def test_only_new_texts_are_ranked_when_the_queries_change(store: Store, tmp_path: Path) -> None:
     answered(store, asked(tmp_path))
     ask = asked(tmp_path, texts=[TEXTS[3], "a yellow star", TEXTS[0], TEXTS[3]])
@@ -225,6 +227,7 @@ def test_a_damaged_state_costs_time_and_nothing_else(store: Store, tmp_path: Pat
     assert answered(store, ask).num_ranked == 2
 
 
+@pytest.mark.slow
 def test_stopped_it_leaves_the_file_and_goes_on_the_next_time(store: Store, tmp_path: Path) -> None:
     texts = [f"{text}, {where}" for text in TEXTS for where in ("above", "below", "left", "right")]
     ask = asked(tmp_path, texts=texts)
@@ -241,6 +244,7 @@ def test_stopped_it_leaves_the_file_and_goes_on_the_next_time(store: Store, tmp_
     assert ask.output.read_bytes() == expected(store, ask)
 
 
+@pytest.mark.slow
 def test_killed_it_goes_on_from_what_was_saved(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pipeline.jobs.standing._SAVE_SECONDS", 0.0)
     ask = asked(tmp_path, texts=[f"{text}, {number}" for text in TEXTS for number in range(4)])

@@ -66,6 +66,7 @@ def test_ranks_follow_the_amount_by_steps_that_can_be_told_apart(family: str) ->
     assert steps.max() <= most
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", COMPARISONS)
 def test_videos_next_to_each_other_in_rank_differ_in_what_twelve_small_frames_show(family: str) -> None:
     by_rank = COMPARISONS[family].ranks
@@ -114,6 +115,7 @@ def test_no_two_groups_compare_the_same_thing_whatever_else_is_drawn() -> None:
     assert not set(compared) & set(others)
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_groups_in_an_order_that_tells_nothing() -> None:
     scenes = draw_family_scenes(1, 240, list(COMPARISONS))
     assert scenes == draw_family_scenes(1, 240, list(COMPARISONS))

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import hashlib
 import os
 import signal
@@ -45,6 +46,7 @@ def odd_pool(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DecodePool]:
 @pytest.fixture(autouse=True)
 def _nothing_is_left(odd_pool: DecodePool) -> Iterator[None]:
     """No child process, shared memory, or descriptor outlives a test."""
+    gc.collect()  # what earlier tests dropped is not this one's
     before = (children(), len(os.listdir("/proc/self/fd")), shared_memory())
     yield
     assert (children(), len(os.listdir("/proc/self/fd")), shared_memory()) == before
@@ -372,6 +374,7 @@ def is_alive(process: int) -> bool:
 def test_real_and_hostile_files_come_out_the_same_on_every_run(assets: Path) -> None:
     folders = [assets / name for name in ("bad", "bad/names", "videos_tech")]
     paths = [path for folder in folders for path in sorted(folder.iterdir()) if path.name not in ("README.md", "names")]
+    paths = [path for path in paths if not path.name.startswith("derived")]  # twenty times the same clip
     runs = []
     for num_workers, recycle_after in ((1, 500), (3, 7)):
         with DecodePool(UNIFORM, num_workers, recycle_after=recycle_after) as pool:

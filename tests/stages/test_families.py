@@ -29,6 +29,7 @@ def test_the_videos_of_a_group_show_the_same_and_differ_in_what_captions_say(fam
             assert [holds(statement, other) for other in group] == [other is group[at] for other in group]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["direction", "order", "duet", "parade"])
 def test_a_mean_over_frames_hardly_holds_what_sets_them_apart(family: str) -> None:
     """Backwards in time, or the other one first: the mean picture stays nearly as it was."""
@@ -54,6 +55,7 @@ def test_the_same_seed_gives_the_same_scenes_and_each_description_fits_one() -> 
     assert Counter(family_of(at) for at in range(240)) == dict.fromkeys(FAMILIES, 40)
 
 
+@pytest.mark.slow
 def test_training_never_sees_the_pairs_of_the_test_split() -> None:
     seen = [thing for scene in draw_family_scenes(1, 480, combinations="seen") for thing in scene.things]
     assert not any(is_unseen(thing.colour, thing.shape) for thing in seen)

@@ -46,6 +46,7 @@ def videos_of(model: TokenBinderModel, pixels: Tensor, at_once: int, num_tokens:
     return FrameVideos(batch, FrameParts(pixels, LENGTHS, at_once), 0, shape, model, Ranks())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("keep", ["all", "cls", "5"])
 def test_tokens_and_pooled_are_what_extract_would_store(clip: ClipModel, pixels: Tensor, keep: str) -> None:
     rows = keep_tokens(clip.encode_frames(pixels), keep)
@@ -59,6 +60,7 @@ def test_tokens_and_pooled_are_what_extract_would_store(clip: ClipModel, pixels:
     assert places.tolist() == [[2, 0]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("at_once", [3, 100])
 def test_the_gradient_through_parts_is_that_through_one_graph(clip: ClipModel, pixels: Tensor, at_once: int) -> None:
     model = learner(clip, "5")
@@ -108,6 +110,7 @@ def test_a_model_that_files_cannot_stand_for_is_refused() -> None:
         load_model(f"local-dir:{folder}", "", "cpu").check_takes_files()
 
 
+@pytest.mark.slow
 def test_the_written_model_recalls_as_it_was_trained(clip: ClipModel, pixels: Tensor, tmp_path: Path) -> None:
     model = learner(clip, "all").eval()
     with torch.no_grad():

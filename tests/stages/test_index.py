@@ -50,6 +50,7 @@ def test_a_new_commit_or_a_damaged_index_is_built_again(tmp_path: Path) -> None:
     assert build_index(store).was_up_to_date
 
 
+@pytest.mark.slow
 def test_the_recall_of_an_approximate_index_is_measured_and_tuned_for(tmp_path: Path) -> None:
     store = make_store(tmp_path, 300)
     tuned = build_index(store, "IVF16,Flat")

@@ -78,6 +78,7 @@ def test_an_updated_exact_index_has_the_bytes_of_one_built_anew(store: Store) ->
         assert files(store, report) == files(store, anew)
 
 
+@pytest.mark.slow
 def test_many_random_changes_give_the_bytes_of_an_index_built_anew(store: Store) -> None:
     rng = np.random.default_rng(5)
     build_index(store)
@@ -99,6 +100,7 @@ def test_only_what_changed_is_read(store: Store) -> None:
     assert files(other, build_index(other)) == expected
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("can_link", [True, False])
 @pytest.mark.parametrize("factory", ["Flat", "IVF4,Flat"])
 def test_commits_that_change_no_feature_cost_no_copy(
@@ -128,6 +130,7 @@ def test_commits_that_change_no_feature_cost_no_copy(
     assert build_index(store, factory).num_removed == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("factory", ["Flat", "IVF4,Flat", "SQfp16", "HNSW16"])
 def test_an_index_may_lose_all_videos_and_get_others(store: Store, factory: str) -> None:
     build_index(store, factory)
@@ -140,6 +143,7 @@ def test_an_index_may_lose_all_videos_and_get_others(store: Store, factory: str)
     assert [row[0] for row in found(store, 1)[:20]] == list(range(41, 61))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("factory", "parameters"), [("IVF4,Flat", "nprobe=4"), ("SQfp16", ""), ("HNSW16", "efSearch=200")]
 )
@@ -162,6 +166,7 @@ def test_an_updated_approximate_index_finds_what_one_built_anew_finds(
     assert approximate == {top_k: found(store, top_k) for top_k in approximate}
 
 
+@pytest.mark.slow
 def test_training_is_kept_until_a_fifth_has_changed(store: Store) -> None:
     build_index(store, "IVF4,Flat")
     trained = []

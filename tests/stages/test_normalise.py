@@ -76,6 +76,7 @@ def test_blocks_give_what_the_whole_gives(seed: int, num_queries: int, num_answe
         np.testing.assert_allclose(one(tests, every(tests)), other(tests, every(tests)), rtol=1e-11, atol=1e-11)
 
 
+@pytest.mark.slow
 @given(st.integers(0, 10_000), st.integers(1, 12), st.integers(1, 9))
 @settings(deadline=None)
 def test_all_answers_as_candidates_in_any_order_are_the_dense_bank(
@@ -144,6 +145,7 @@ def test_an_empty_bank_is_an_error(fit: Callable[[Bank, int], object]) -> None:
         fit(list, 3)
 
 
+@pytest.mark.slow
 def test_a_large_bank_never_exists_as_a_whole() -> None:
     """20,000 x 2,000 scores are 320 MB in float64; the blocks take 8 MB."""
     rng = np.random.default_rng(0)

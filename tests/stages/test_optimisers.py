@@ -61,6 +61,7 @@ def test_clip_vip_decays_what_the_step_has_left() -> None:
     assert step(ClipVipAdamW(groups, lr=0.1, correct_bias=False), plain, 0.5) == pytest.approx(moved, rel=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", get_args(OptimiserName))
 def test_an_optimiser_finds_a_minimum_and_leaves_alone_what_has_no_gradient(name: OptimiserName) -> None:
     parameter, groups = one(3.0)

@@ -96,6 +96,7 @@ NAMES = (
 )
 
 
+@pytest.mark.slow
 def test_names_that_mean_something_to_libraries_are_names_of_files(tmp_path: Path) -> None:
     folder = tmp_path / "odd"
     folder.mkdir()

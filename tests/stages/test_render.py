@@ -100,6 +100,7 @@ def test_encoded_frames_come_back_and_bytes_repeat(tmp_path: Path) -> None:
     assert np.abs(batch.frames.astype(int) - np.stack(frames)).mean() < 8
 
 
+@pytest.mark.slow
 def test_a_corpus_repeats_to_the_byte_and_no_caption_is_true_of_two_videos(tmp_path: Path) -> None:
     videos = render_corpus(tmp_path / "one", 3, 24, "mixed", group_size=4, video_format=SMALL)
     render_corpus(tmp_path / "two", 3, 24, "mixed", group_size=4, video_format=SMALL)

@@ -121,6 +121,7 @@ def test_every_colour_and_every_shape_has_one_partner_kept_from_training() -> No
     assert len(unseen) == 10
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("combinations", "expected"), [("seen", False), ("unseen", True)])
 def test_splits_keep_their_colour_shape_pairs(combinations: str, expected: bool) -> None:
     rng = np.random.default_rng(3)

@@ -45,6 +45,7 @@ def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_the_tensors_are_those_of_the_state_dict(archive: Path) -> None:
     assert is_torchscript(archive)
     found, expected = read_torchscript(archive), tiny_clip()

@@ -143,6 +143,7 @@ def test_what_is_written_ranks_as_what_was_trained(form: str, data: Data, tmp_pa
     assert len(set(scores.flatten().tolist())) > 1
 
 
+@pytest.mark.slow
 def test_the_size_of_the_blocks_changes_no_gradient(data: Data) -> None:
     gradients = []
     for size in (1, 4, 6):
@@ -180,6 +181,7 @@ def test_eercf_is_trained_with_its_own_loss(data: Data) -> None:
     assert found.objective.gradients(batch, found.train_on)["loss"] == pytest.approx(expected, rel=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["sum", "dual-softmax", "mil-nce", "max-margin", "triplet"])
 def test_a_head_can_be_trained_with_any_contrast(name: str, data: Data) -> None:
     found = trainer(data, replace(TINY, method="clip4clip", temporal="none", contrast=name))
@@ -225,6 +227,7 @@ def test_a_text_tower_that_never_learned_is_not_written(data: Data, tmp_path: Pa
         trainer(data, replace(TINY, method="clip4clip", temporal="none", text_learning_rate=0.0))
 
 
+@pytest.mark.slow
 def test_earlier_weights_are_gone_on_with(data: Data, tmp_path: Path) -> None:
     path = tmp_path / "head.safetensors"
     first = trainer(data, replace(TINY, method="x-clip"))
