@@ -166,7 +166,8 @@ def extract(as_json: bool, **options: Any) -> None:
 
 @main.command()
 @store_option
-@click.option("--factory", default="Flat", show_default=True, help="FAISS index factory string; Flat is exact.")
+@click.option("--factory", help="FAISS index factory string.  [default: Flat, which is exact]")
+@click.option("--memory", type=Bytes(), help="In place of --factory: take the most exact one that fits into it.")
 @click.option(
     "--parameters", default="", help="FAISS search parameters such as nprobe=16.  [default: recall@50 of 0.95 or more]"
 )
@@ -183,6 +184,7 @@ def index(store: Path, as_json: bool, **options: Any) -> None:
     Example:
       tbpipe index --store store
       tbpipe index --store store --factory IVF4096,SQfp16
+      tbpipe index --store store --memory 8G
     """
     from pipeline import report
     from pipeline.jobs import upkeep

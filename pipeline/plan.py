@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from index_store.records import SEARCHABLE, VideoFile, VideoRecord
 from index_store.snapshot import Snapshot
-from stages.keys import unique_key
+from stages.keys import TakenKeys, unique_key
 
 if TYPE_CHECKING:
     from stages.decode_pool import DecodeTask
@@ -61,7 +61,7 @@ def _identify(snapshot: Snapshot, file: VideoFile, taken: Container[str]) -> tup
         return None, file if file.key not in taken else replace(file, key=unique_key(file.key, file.path, taken))
     if not os.path.lexists(record.path) and file.key not in taken:
         return record, file  # the whole source has moved: same key, old path gone
-    return None, replace(file, key=unique_key(file.key, file.path, _Keys(snapshot, taken)))
+    return None, replace(file, key=unique_key(file.key, file.path, TakenKeys(snapshot, taken)))
 
 
 def _looks_unchanged(record: VideoRecord, file: VideoFile) -> bool:
@@ -71,14 +71,3 @@ def _looks_unchanged(record: VideoRecord, file: VideoFile) -> bool:
         and record.mtime_ns == file.mtime_ns
         and (record.inode == file.inode or record.path != file.path)  # a copied disk has other inodes
     )
-
-
-@dataclass(frozen=True, slots=True)
-class _Keys:
-    """Keys of the catalog and of this run, as one container."""
-
-    snapshot: Snapshot
-    taken: Container[str]
-
-    def __contains__(self, key: object) -> bool:
-        return key in self.taken or (isinstance(key, str) and self.snapshot.by_key(key) is not None)

@@ -8,7 +8,7 @@ read and hashed, and decoded only if its content is unknown.
 from __future__ import annotations
 
 import os
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -17,7 +17,7 @@ from index_store.catalog import FileRow
 from index_store.records import SEARCHABLE, VideoFile, VideoOutcome, VideoRecord
 from index_store.snapshot import Snapshot
 from pipeline.changes import UNREADABLE, Changes, FileNow, Identity, identity
-from stages.keys import unique_key
+from stages.keys import TakenKeys, unique_key
 from stages.sources import GONE, Sources
 from stages.walk import ScanProblem, stat_error
 
@@ -267,7 +267,7 @@ class _Planner:
 
     def _free_key(self, key: str, path: str) -> str:
         """The key that nobody has, or only a tombstone."""
-        return unique_key(key, Path(path), _Keys(self._snapshot, self._taken))
+        return unique_key(key, Path(path), TakenKeys(self._snapshot, self._taken))
 
 
 def _moved(origin: VideoRecord, file: VideoFile) -> VideoOutcome:
@@ -297,20 +297,6 @@ def _has_left(path: Path, now: Path | None) -> bool:
     if error is not None:
         return error.errno in GONE
     return now is not None and os.path.samefile(path, now)
-
-
-@dataclass(frozen=True, slots=True)
-class _Keys:
-    """Keys of the catalog's living videos and of this run, as one container."""
-
-    snapshot: Snapshot | None
-    taken: Container[str]
-
-    def __contains__(self, key: object) -> bool:
-        if key in self.taken or not isinstance(key, str):
-            return True
-        record = self.snapshot.by_key(key) if self.snapshot is not None else None
-        return record is not None and record.status != "removed"
 
 
 def batches(moves: Sequence[Move], size: int) -> Iterator[list[Move]]:

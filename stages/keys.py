@@ -6,7 +6,24 @@ import hashlib
 import itertools
 import os
 from collections.abc import Container
+from dataclasses import dataclass
 from pathlib import Path
+
+from index_store.snapshot import Snapshot
+
+
+@dataclass(frozen=True, slots=True)
+class TakenKeys:
+    """Keys of the catalog's living videos and of this run, as one container; that of a removed video is free."""
+
+    snapshot: Snapshot | None
+    taken: Container[str]
+
+    def __contains__(self, key: object) -> bool:
+        if key in self.taken or not isinstance(key, str):
+            return True
+        record = self.snapshot.by_key(key) if self.snapshot is not None else None
+        return record is not None and record.status != "removed"
 
 
 def unique_key(key: str, path: Path, taken: Container[str]) -> str:

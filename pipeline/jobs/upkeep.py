@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from index_store.errors import InputError
+from index_store.errors import InputError, UsageError
 from index_store.prepared import FORMAT, PreparedAbout, PreparedInfo
 from index_store.records import VideoRecord, VideoStatus
 from index_store.settings import StoreSettings
@@ -53,12 +53,29 @@ class PreparedState:
 
 
 def index(
-    directory: Path, factory: str = "Flat", parameters: str = "", lock_timeout: float = 0.0, rebuild: bool = False
+    directory: Path,
+    factory: str | None = None,
+    parameters: str = "",
+    lock_timeout: float = 0.0,
+    rebuild: bool = False,
+    memory: int | None = None,
 ) -> IndexReport:
-    """Run ``tbpipe index``."""
-    from stages.index import build_index
+    """Run ``tbpipe index``; with ``memory``, in bytes, the factory is the most exact one whose index fits into it.
 
-    return build_index(Store.open(directory), factory, parameters, lock_timeout, rebuild=rebuild)
+    Raises UsageError for a factory and a memory together.
+    """
+    from index_store.vectors import EXACT_FACTORY
+    from stages.index import build_index, choose_factory
+
+    store = Store.open(directory)
+    if memory is None:
+        factory = factory or EXACT_FACTORY
+    elif factory is not None:
+        raise UsageError(f"--memory chooses a factory, and --factory {factory} is one; give one of the two")
+    else:
+        with store.snapshot() as snapshot:
+            factory = choose_factory(snapshot.num_searchable, snapshot.settings.embed_dim, memory)
+    return build_index(store, factory, parameters, lock_timeout, rebuild=rebuild)
 
 
 def info(directory: Path) -> StoreInfo:

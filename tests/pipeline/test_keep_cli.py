@@ -62,6 +62,15 @@ def test_a_damaged_index_is_dropped(store: Path, run: Run) -> None:
     assert run("repair", "--store", store, "--json").json["problems"] == []
 
 
+def test_an_index_is_as_exact_as_its_memory_allows(store: Path, run: Run) -> None:
+    width = Store.open(store).settings.embed_dim
+    assert run("index", "--store", store, "--memory", 2 * 4 * width, "--json").json["factory"] == "Flat"
+    assert run("index", "--store", store, "--memory", 2 * 4 * width - 1, "--json").json["factory"] == "SQfp16"
+    done = run("index", "--store", store, "--memory", "1G", "--factory", "Flat")
+    assert (done.code, done.out) == (2, "")
+    assert "give one of the two" in done.err
+
+
 def test_compact_says_what_it_would_do_and_does_it(store: Path, run: Run) -> None:
     planned = run("compact", "--store", store, "--dry-run").out
     assert planned.startswith("2 of 2 shards (1 with waste, 1 small ones) would become 1: ")
