@@ -23,6 +23,7 @@ from pipeline.options import (
     bank_option,
     dataset_option,
     device_option,
+    devices_option,
     json_option,
     lock_timeout_option,
     memory_option,
@@ -94,7 +95,7 @@ def main() -> None:
     default=None,
     help="Tokens of a frame: all, cls, or cls and the N best patches.  [default: all]",
 )
-@device_option
+@devices_option
 @click.option(
     "--dtype",
     type=click.Choice(["auto", "float32", "bfloat16", "float16"]),
@@ -203,7 +204,7 @@ def index(store: Path, as_json: bool, **options: Any) -> None:
 )
 @click.option("--model", default=None, help="For the first run, which makes the store: as for extract.")
 @click.option("--pretrained", default=None, help="Weights, as for extract.")
-@device_option
+@devices_option
 @click.option("--workers", type=click.IntRange(min=1), default=None, help="Decoder processes.  [default: one per core]")
 @click.option(
     "--commit-bytes",

@@ -55,6 +55,25 @@ class Keep(click.ParamType):  # type: ignore[type-arg]  # generic in new version
         return str(value)
 
 
+class Device(click.ParamType):  # type: ignore[type-arg]  # generic in new versions of click only
+    """auto, cpu, cuda or cuda:N; where several can share the work, also a list of them."""
+
+    name = "device"
+
+    def __init__(self, may_be_several: bool) -> None:
+        self._may_be_several = may_be_several
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """The value itself, checked for its form; whether there is such a device is seen later."""
+        if value == "auto" or re.fullmatch(r"cpu|cuda(:\d+)?", value):
+            return str(value)
+        if not re.fullmatch(r"(cpu|cuda(:\d+)?)(,(cpu|cuda(:\d+)?))+", value):
+            self.fail(f"{value!r} is no device; use auto, cpu, cuda or cuda:N", param, ctx)
+        if not self._may_be_several:
+            self.fail(f"{value!r} are several devices; this command computes on one", param, ctx)
+        return str(value)
+
+
 class MaxDeletes(click.ParamType):  # type: ignore[type-arg]  # generic in new versions of click only
     """How many videos may be removed: 20, or 5%."""
 
@@ -77,7 +96,14 @@ store_option = click.option(
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object.")
 quiet_option = click.option("--quiet", is_flag=True, help="No progress bar.")
 device_option = click.option(
-    "--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True, help="Where to compute."
+    "--device", type=Device(False), default="auto", show_default=True, help="Where to compute: auto, cpu, cuda, cuda:1."
+)
+devices_option = click.option(
+    "--device",
+    type=Device(True),
+    default="auto",
+    show_default=True,
+    help="Where to compute: auto, cpu, cuda (videos on all GPUs alike), cuda:1, cuda:0,cuda:2.",
 )
 lock_timeout_option = click.option(
     "--lock-timeout",

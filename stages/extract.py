@@ -1,12 +1,13 @@
 """Videos -> features: decode, preprocess, encode, commit, all four at once.
 
     feeder thread    DecodePool.map: frames of one video after the other, in the order of the keys
-    this thread      preprocess and the image tower, on batches that mix the frames of different videos
+    this thread      batches that mix the frames of different videos, and the videos that they complete
+    lanes            preprocess and the image tower, a lane for each device (lanes.py)
     committer thread shards and the catalog
 
 Every batch has the same shape (the last one is filled up with black frames), so a video's features do not depend on
 what else was in its batch, nor on where an earlier run was cut off: a store that was killed and resumed equals an
-undisturbed one.
+undisturbed one. They do not depend on the number of devices either, if these are alike (frame_batches.py).
 """
 
 from __future__ import annotations
@@ -28,6 +29,8 @@ from numpy.typing import NDArray
 from index_store.errors import StoreError
 from index_store.records import VideoFeatures, VideoFile, VideoOutcome
 from index_store.settings import StoreSettings
+from stages.frame_batches import FrameBatches
+from stages.lanes import Lanes
 from stages.tokens import pack_features
 
 if TYPE_CHECKING:
@@ -111,21 +114,24 @@ def extract(
     options: ExtractOptions,
     on_video: Callable[[VideoOutcome], None] = lambda outcome: None,
     should_stop: Callable[[], bool] = lambda: False,
+    devices: Sequence[torch.device] = (),
 ) -> ExtractReport:
     """Compute and commit the features of ``files``; returns when all is committed, also after a stop.
 
+    ``devices``: where to compute, all of one kind, each with a copy of the model; empty = where the model is.
     ``on_video`` is told of each video once its state is known, in order. ``should_stop`` is asked between videos: what
     is finished by then is committed. A file that cannot be decoded becomes a quarantined record, never an error.
     Raises StoreError when a commit fails; nothing half-written is left.
     """
     report = ExtractReport()
     copies = _Copies()
-    with _Committer(writer, options) as committer, _Feed(source, [task for _, task in files]) as feed:
-        encoder: _MixedBatches | _VideoBatches
-        if model.sees_videos:
-            encoder = _VideoBatches(model, options.batch_frames, settings.num_frames)
-        else:
-            encoder = _MixedBatches(model, options.batch_frames)
+    models = [model.on(device) for device in devices or [model.device]]
+    with (
+        _Committer(writer, options) as committer,
+        _Feed(source, [task for _, task in files]) as feed,
+        Lanes(models, preprocessor) as lanes,
+    ):
+        batches = FrameBatches(lanes, options.batch_frames, settings.num_frames if model.sees_videos else 0)
         assembly: deque[_Pending] = deque()
 
         def hand_over() -> None:
@@ -139,10 +145,10 @@ def extract(
             pending = _Pending.of(file, result, copies.is_copy(result))
             assembly.append(pending)
             if pending.needs_frames and result.frames is not None:
-                encoder.add(pending, preprocessor(torch.as_tensor(result.frames.frames).to(model.device)))
+                batches.add(pending, result.frames.frames)
             result.release()
             hand_over()
-        encoder.flush()
+        batches.flush()
         hand_over()
         report.interrupted = should_stop() and report.finished < len(files)
     return report
@@ -225,104 +231,6 @@ class _Copies:
             self._without_features[outcome.content_hash] = outcome
         first = self._without_features.get(outcome.same_content_as)
         return outcome if first is None else replace(first, file=outcome.file)
-
-
-class _MixedBatches:
-    """Gathers the frames of consecutive videos into batches of one fixed shape."""
-
-    def __init__(self, model: ClipModel, batch_frames: int) -> None:
-        self._model = model
-        self._size = batch_frames
-        self._waiting: list[tuple[_Pending, torch.Tensor]] = []
-        self._num_waiting = 0
-
-    def add(self, pending: _Pending, pixels: torch.Tensor) -> None:
-        self._waiting.append((pending, pixels))
-        self._num_waiting += len(pixels)
-        while self._num_waiting >= self._size:
-            self._encode(self._take(self._size))
-
-    def flush(self) -> None:
-        """Encode what is left, filled up to the fixed shape."""
-        if self._num_waiting:
-            self._encode(self._take(self._num_waiting))
-
-    def _take(self, count: int) -> list[tuple[_Pending, torch.Tensor]]:
-        """The next ``count`` frames, cut at the batch's border."""
-        taken: list[tuple[_Pending, torch.Tensor]] = []
-        self._num_waiting -= count
-        while count:
-            pending, pixels = self._waiting.pop(0)
-            if len(pixels) > count:
-                self._waiting.insert(0, (pending, pixels[count:]))
-                pixels = pixels[:count]
-            taken.append((pending, pixels))
-            count -= len(pixels)
-        return taken
-
-    def _encode(self, parts: list[tuple[_Pending, torch.Tensor]]) -> None:
-        pixels = torch.cat([part for _, part in parts])
-        rows = self._run(pixels)
-        start = 0
-        for pending, part in parts:
-            pending.take(rows[start : start + len(part)])
-            start += len(part)
-
-    def _run(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Tokens float32 [n, P, D] on the CPU; a batch that is too big for the device is halved, for good."""
-        while True:
-            try:
-                pieces = [self._run_fixed(piece) for piece in torch.split(pixels, self._size)]
-                return torch.cat(pieces)
-            except torch.OutOfMemoryError:
-                if self._size == 1:
-                    raise
-                torch.cuda.empty_cache()
-                self._size //= 2
-
-    def _run_fixed(self, pixels: torch.Tensor) -> torch.Tensor:
-        missing = self._size - len(pixels)
-        filled = torch.cat([pixels, pixels.new_zeros((missing, *pixels.shape[1:]))]) if missing else pixels
-        return self._model.encode_frames(filled)[: len(pixels)].cpu()
-
-
-class _VideoBatches:
-    """Gathers whole videos into batches of one fixed shape, for a model in which frames see each other."""
-
-    def __init__(self, model: ClipModel, batch_frames: int, num_frames: int) -> None:
-        self._model = model
-        self._num_frames = num_frames
-        self._size = max(1, batch_frames // num_frames)
-        self._waiting: list[tuple[_Pending, torch.Tensor]] = []
-
-    def add(self, pending: _Pending, pixels: torch.Tensor) -> None:
-        self._waiting.append((pending, pixels))
-        if len(self._waiting) >= self._size:
-            self.flush()
-
-    def flush(self) -> None:
-        """Encode what is waiting, filled up to the fixed shape."""
-        waiting, self._waiting = self._waiting, []
-        while waiting:
-            try:
-                self._encode(waiting[: self._size])
-                del waiting[: self._size]
-            except torch.OutOfMemoryError:
-                if self._size == 1:
-                    raise
-                torch.cuda.empty_cache()
-                self._size //= 2
-
-    def _encode(self, videos: list[tuple[_Pending, torch.Tensor]]) -> None:
-        some = videos[0][1]
-        pixels = some.new_zeros(self._size, self._num_frames, *some.shape[1:])
-        mask = torch.zeros(pixels.shape[:2], dtype=torch.bool)
-        for row, (_, frames) in enumerate(videos):
-            pixels[row, : len(frames)] = frames
-            mask[row, : len(frames)] = True
-        tokens = self._model.encode_videos(pixels, mask).cpu()
-        for row, (pending, frames) in enumerate(videos):
-            pending.take(tokens[row, : len(frames)])
 
 
 class _Feed(AbstractContextManager["_Feed"]):

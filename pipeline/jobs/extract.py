@@ -216,8 +216,10 @@ def run_extract(
 ) -> ExtractReport:
     """Extract these videos with a progress bar; what is finished when ``should_stop`` says so is committed."""
     from stages.extract import ExtractOptions, extract
+    from stages.models.clip import choose_devices
     from stages.preprocess import Preprocessor
 
+    devices = choose_devices(job.device)
     options = ExtractOptions(
         job.batch_frames or _DEFAULT_BATCH_FRAMES[model.device.type], commit_bytes=job.commit_bytes
     )
@@ -240,6 +242,7 @@ def run_extract(
             options,
             advance_and_tell,
             should_stop,
+            devices,
         )
 
 
@@ -290,6 +293,8 @@ def _estimate_seconds(
     job: ExtractJob, tasks: Sequence[ExtractTask], model: ClipModel, settings: StoreSettings
 ) -> float:
     """Wall time for the tasks: a few of them are decoded by one worker, and one batch is encoded, twice."""
+    from stages.models.clip import choose_devices
+
     if not tasks:
         return 0.0
     samples = [
@@ -309,6 +314,8 @@ def _estimate_seconds(
     before = time.monotonic()
     _encode_black_frames(model, batch)
     model_seconds = (time.monotonic() - before) / batch * sum(num_frames) / len(num_frames)
+    if model.device.type == "cuda":
+        model_seconds /= len(choose_devices(job.device))
     cores = os.cpu_count() or 1
     decoders = job.workers or cores
     if model.device.type == "cpu":  # decoders and model share the cores

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -76,6 +77,15 @@ class ClipModel:
         self._tokenizer: Tokenizer | None = None
         self._indicators: Tensor | None = None
         self._num_words: int | None = None
+
+    def on(self, device: torch.device) -> ClipModel:
+        """This model with a copy of its image tower on ``device``, without a text tower; itself where it is there."""
+        if device == self.device:
+            return self
+        there = ClipModel(self._source, self._digest, device, self.dtype, self.logit_scale)
+        there._image = copy.deepcopy(self.image_side())
+        there._image.module.to(device)
+        return there
 
     def settings(self) -> ModelSettings:
         """What must be equal for two feature sets to be comparable."""
@@ -314,19 +324,45 @@ def load(name: str, pretrained: str, device: str, dtype: str, towers: Towers) ->
 
 
 def choose_device(device: str) -> torch.device:
-    """The device that "auto", "cpu", "cuda" or "cuda:N" means here. Raises UsageError."""
-    if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        chosen = torch.device(device)
-    except RuntimeError as error:
-        raise UsageError(f"no device is called {device!r}; use auto, cpu, cuda or cuda:N") from error
-    if chosen.type not in TEXTS_PER_BATCH:
-        raise UsageError(f"device {device} is not supported; use auto, cpu, cuda or cuda:N")
-    if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
-        found = f"{torch.cuda.device_count()} CUDA devices are usable here"
-        raise UsageError(f"device {device} asked, but {found}; use --device cpu")
+    """The device that "auto", "cpu", "cuda" or "cuda:N" means here; of several the first. Raises UsageError."""
+    return choose_devices(device)[0]
+
+
+def choose_devices(devices: str) -> list[torch.device]:
+    """The devices that "auto", "cpu", "cuda", "cuda:N" or a list such as "cuda:0,cuda:2" means here.
+
+    "cuda" is every GPU of the kind of the first one: others would give other bits. "auto" is that, or the CPU where
+    there is none. Raises UsageError, also for a list of CPUs and GPUs.
+    """
+    if devices == "auto":
+        devices = "cuda" if torch.cuda.is_available() else "cpu"
+    chosen = [found for name in devices.split(",") for found in _devices_called(name.strip())]
+    kinds = sorted({device.type for device in chosen})
+    if len(kinds) > 1:
+        raise UsageError(f"devices {devices} are of different kinds ({', '.join(kinds)}); use one kind at a time")
+    if kinds == ["cuda"] and len(set(chosen)) < len(chosen):
+        raise UsageError(f"devices {devices} name a GPU twice, which would only share it; name each once")
     return chosen
+
+
+def _devices_called(name: str) -> list[torch.device]:
+    """One device, or all GPUs like the first one for "cuda"."""
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise UsageError(f"no device is called {name!r}; use auto, cpu, cuda or cuda:N") from error
+    if device.type not in TEXTS_PER_BATCH:
+        raise UsageError(f"device {name} is not supported; use auto, cpu, cuda or cuda:N")
+    if device.type == "cpu":
+        return [torch.device("cpu")]
+    number = torch.cuda.device_count()
+    if (device.index or 0) >= number:
+        found = f"{number} CUDA devices are usable here" if number != 1 else "1 CUDA device is usable here"
+        raise UsageError(f"device {name} asked, but {found}; use --device cpu")
+    if device.index is not None:
+        return [device]
+    kind = torch.cuda.get_device_name(0)
+    return [torch.device("cuda", index) for index in range(number) if torch.cuda.get_device_name(index) == kind]
 
 
 def choose_dtype(dtype: str, device: torch.device) -> ComputeDtype:

@@ -69,6 +69,15 @@ def test_search_prints_a_table_and_json(finished_store: Path, run: Run) -> None:
 
 
 @pytest.mark.slow
+def test_several_devices_write_the_bytes_of_one(clips: Path, finished_store: Path, run: Run, tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    done = run("extract", clips, "--store", store, "--model", "tbpipe-small", "--device", "cpu,cpu", "--json")
+    assert (done.code, done.json["ok"]) == (0, 6), done.err
+    shards = [{path.name: path.read_bytes() for path in (at / "shards").iterdir()} for at in (store, finished_store)]
+    assert shards[0] == shards[1]
+
+
+@pytest.mark.slow
 def test_a_second_run_computes_nothing(clips: Path, run: Run, tmp_path: Path) -> None:
     store = tmp_path / "store"
     first = run("extract", clips, "--store", store, *SMALL, "--limit", 2, "--json").json
@@ -179,7 +188,8 @@ def test_k_larger_than_the_corpus_ranks_everything(clips: Path, finished_store: 
         (("--shard", "5/4"), "write i/n"),
         (("--keep-tokens", "some"), "neither all, cls nor a number"),
         (("--commit-bytes", "much"), "512M"),
-        (("--device", "tpu"), "--device"),
+        (("--device", "tpu"), "use auto, cpu, cuda or cuda:N"),
+        (("--device", "cuda:0,gpu"), "use auto, cpu, cuda or cuda:N"),
         (("--sampling", "random"), "--sampling"),
         (("--timeout", "-1"), "--timeout"),
     ],
@@ -200,6 +210,8 @@ def test_wrong_models_methods_and_fps_are_usage_errors(
     one_line_error(run("extract", clips, "--store", store, "--model", "ViT-B-33"), 2, "ViT-B-32")
     one_line_error(run("extract", clips, "--store", store, *SMALL, "--fps", "2"), 2, "fps")
     one_line_error(run("search", "--store", finished_store, "x", "--method", "eercff"), 2, "eercf")
+    assert "computes on one" in run("search", "--store", finished_store, "x", "--device", "cpu,cpu").err
+    one_line_error(run("extract", clips, "--store", store, *SMALL, "--device", "cpu,cuda:63"), 2, "cuda:63")
     one_line_error(run("index", "--store", finished_store, "--factory", "Nonsense"), 2, "Nonsense")
     assert not store.exists()
 
