@@ -250,14 +250,14 @@ def refresh(as_json: bool, log_format: Any, **options: Any) -> None:
       tbpipe refresh --store store --dry-run
       tbpipe refresh --store store --max-minutes 120 --log-format json --metrics-file /var/lib/metrics/tbpipe.prom
     """
-    from pipeline import report
+    from pipeline import refresh_report
     from pipeline.jobs.refresh import RefreshJob
     from pipeline.jobs.refresh_run import run
     from pipeline.log import Log
 
     job = RefreshJob(**options)
     result = run(job, Log(log_format, job.quiet))
-    report.show_refresh(result, as_json, job.quiet)
+    refresh_report.show_refresh(result, as_json, job.quiet)
     sys.exit(result.exit_code)
 
 
@@ -346,11 +346,11 @@ def search(as_json: bool, **options: Any) -> None:
     Example:
       tbpipe search --store store "a red car turns left"
     """
-    from pipeline import report
+    from pipeline import answer_report
     from pipeline.jobs.rerank import SearchJob
     from pipeline.jobs.rerank import search as run
 
-    report.show_search(run(SearchJob(**options)), as_json)
+    answer_report.show_search(run(SearchJob(**options)), as_json)
 
 
 @main.command()
@@ -409,11 +409,11 @@ def evaluate(as_json: bool, method: str | None, weights: tuple[Path, ...], **opt
       tbpipe evaluate --store store --dataset msrvtt-1ka --annotations annotations/
       tbpipe evaluate --store store --captions captions.jsonl --method eercf,x-clip,ucofia --direction t2v
     """
-    from pipeline import report
+    from pipeline import answer_report
     from pipeline.jobs.answering import choose_methods
     from pipeline.jobs.evaluate import EvaluateJob, compare
 
-    report.show_evaluate(compare(EvaluateJob(**options), choose_methods(method, weights)), as_json)
+    answer_report.show_evaluate(compare(EvaluateJob(**options), choose_methods(method, weights)), as_json)
 
 
 @main.command()
@@ -587,10 +587,10 @@ def demo(as_json: bool, **options: Any) -> None:
       tbpipe demo
       tbpipe demo --seed 7 --videos 500 --json
     """
-    from pipeline import report
+    from pipeline import answer_report
     from pipeline.demo import run_demo
 
-    report.show_demo(run_demo(**options), as_json)
+    answer_report.show_demo(run_demo(**options), as_json)
 
 
 for command in (verify, repair, compact, doctor):

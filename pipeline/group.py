@@ -64,7 +64,7 @@ def _terminate(signal_number: int, frame: object) -> NoReturn:
 
 
 def _leave(message: str, code: int) -> NoReturn:
-    from pipeline.report import printable
+    from pipeline.printing import printable
 
     click.echo(f"tbpipe: {printable(message)}", err=True)
     sys.exit(code)

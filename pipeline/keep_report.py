@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import shlex
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from pipeline.report import printable, remark, size
+from pipeline.printing import print_json, printable, remark, size
 
 if TYPE_CHECKING:
     from index_store.compact import CompactReport
@@ -24,7 +23,7 @@ _SHOWN = 50
 def show_verify(report: VerifyReport, store: Path, as_json: bool) -> None:
     """Print every problem on a line, and what to do."""
     if as_json:
-        _print_json({"clean": not report.problems, **dataclasses.asdict(report)})
+        print_json({"clean": not report.problems, **dataclasses.asdict(report)})
         return
     _print_lines([str(problem) for problem in report.problems])
     for note in report.notes:
@@ -41,7 +40,7 @@ def show_verify(report: VerifyReport, store: Path, as_json: bool) -> None:
 def show_repair(report: RepairReport, store: Path, as_json: bool) -> None:
     """Print what was done, and what is left to do."""
     if as_json:
-        _print_json(dataclasses.asdict(report))
+        print_json(dataclasses.asdict(report))
         return
     if not report.problems:
         print("nothing is damaged; nothing was changed")
@@ -69,7 +68,7 @@ def show_repair(report: RepairReport, store: Path, as_json: bool) -> None:
 def show_compact(report: CompactReport, dry_run: bool, as_json: bool) -> None:
     """Print what was given back."""
     if as_json:
-        _print_json(dataclasses.asdict(report))
+        print_json(dataclasses.asdict(report))
         return
     num_old = report.num_wasteful + report.num_small
     if not num_old:
@@ -92,7 +91,7 @@ def show_doctor(checks: Iterable[Check], as_json: bool) -> int:
             if check.remedy:
                 print(f"{'':19} -> {printable(check.remedy)}", flush=True)
     if as_json:
-        _print_json({"checks": [dataclasses.asdict(check) for check in done]})
+        print_json({"checks": [dataclasses.asdict(check) for check in done]})
     return next((check.exit_code for check in done if check.state == "failed"), 0)
 
 
@@ -101,7 +100,3 @@ def _print_lines(lines: list[str]) -> None:
         print(printable(line) if not line.startswith("  ") else f"  {printable(line[2:])}")
     if len(lines) > _SHOWN:
         print(f"... and {len(lines) - _SHOWN} more; --json has all")
-
-
-def _print_json(fields: dict[str, Any]) -> None:
-    print(json.dumps(fields, ensure_ascii=True, allow_nan=False))

@@ -39,7 +39,7 @@ class Log:
             record = {"time": now, "level": level, "event": event, "message": _text(message), **told}
             line = json.dumps(record, ensure_ascii=True, default=str)
         else:
-            from pipeline.report import printable
+            from pipeline.printing import printable
 
             line = f"{now[:19]}Z {'' if level == 'info' else level + ': '}{printable(message)}"
         print(line, file=sys.stderr, flush=True)

@@ -16,7 +16,7 @@ from index_store.snapshot import Snapshot
 from index_store.store import Store
 from index_store.verify import verify
 from pipeline.jobs.doctor import Check, TroubleError, attempt, free_bytes
-from pipeline.report import size
+from pipeline.printing import size
 
 _LEAST_FREE_BYTES = 1 << 30
 _NETWORK = {"nfs", "nfs4", "cifs", "smb3", "smbfs", "afs", "9p", "fuse.sshfs", "ceph", "lustre", "glusterfs"}

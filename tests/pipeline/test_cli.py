@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from index_store.store import Store
-from pipeline.report import printable
+from pipeline.printing import printable
 from tests.pipeline.conftest import SMALL, Outcome, Run
 
 
