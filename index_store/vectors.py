@@ -9,7 +9,7 @@ import contextlib
 import functools
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -249,32 +249,61 @@ class VectorIndex:
 
     # -- GPU ----------------------------------------------------------------------------------------------------------
 
-    def copy_to_gpus(self, float16: bool = False, scratch_bytes: int = 512 << 20) -> str:
-        """Search on every GPU from now on, the rows split between them. Returns "" or why it is not so.
+    def copy_to_gpus(
+        self, gpus: Sequence[int] | None = None, float16: bool | None = None, scratch_bytes: int = 512 << 20
+    ) -> str:
+        """Search on GPUs from now on, the rows split between them. Returns "" or why it is not so.
 
-        The CPU form stays. ``float16`` stores half the bytes on the GPUs. An exact index gives the same ids and scores
-        as on the CPU either way: its results are scored again from the CPU form. FAISS on a GPU finds at most 2048
-        results; where more are needed, the CPU searches.
+        ``gpus``: their numbers, None = all.
+        The CPU form stays. ``float16`` stores half the bytes on the GPUs; None: where float32 does not fit. An exact
+        index gives the same ids and scores as on the CPU either way: its results are scored again from the CPU form.
+        FAISS on a GPU finds at most 2048 results; where more are needed, the CPU searches.
         """
         faiss = _faiss()
         num_gpus = faiss.get_num_gpus() if hasattr(faiss, "StandardGpuResources") else 0
-        if num_gpus == 0:
-            return "FAISS finds no GPU"
-        options = faiss.GpuMultipleClonerOptions()
-        options.shard = num_gpus > 1
-        options.useFloat16 = float16
-        resources = [faiss.StandardGpuResources() for _ in range(num_gpus)]
+        gpus = range(num_gpus) if gpus is None else gpus
+        if num_gpus == 0 or not all(0 <= gpu < num_gpus for gpu in gpus):
+            return f"FAISS finds {'no GPU' if num_gpus == 0 else f'{num_gpus} GPUs, not number {max(gpus)}'}"
+        if len(self._row_ids) == 0:
+            return "there are no vectors to search on the GPU"
+        reason = ""
+        for halved in (False, True) if float16 is None else (float16,):
+            try:
+                copy, resources = self._copy(list(gpus), halved, scratch_bytes)
+                # a wheel without code for this GPU fails at the first search, not before
+                copy.search(np.zeros((1, self.dim), np.float32), 1)
+            except RuntimeError as error:  # out of memory, an index kind with no GPU form, no kernel for this GPU
+                reason = first_line(error)
+                continue
+            self._gpu_resources = resources  # the copy does not keep them alive
+            self._fetch_from(copy, _FLOAT16_ERROR if halved else _FLOAT32_ERROR)
+            return ""
+        return f"FAISS cannot search a {self.factory} index of {len(self)} vectors on the GPU: {reason}"
+
+    def _copy(self, gpus: list[int], float16: bool, scratch_bytes: int) -> tuple[Any, list[Any]]:
+        """The index on these GPUs, and what must live as long as it. Raises RuntimeError."""
+        faiss = _faiss()
+        resources = [faiss.StandardGpuResources() for _ in gpus]
         for resource in resources:
             resource.setTempMemory(scratch_bytes)
-        try:
-            gpu = faiss.index_cpu_to_gpu_multiple_py(resources, self._index, options, list(range(num_gpus)))
-            # a wheel without code for this GPU fails at the first search, not before
-            gpu.search(np.zeros((1, self.dim), np.float32), 1)
-        except RuntimeError as error:  # out of memory, an index kind with no GPU form, no kernel for this GPU
-            return f"FAISS cannot search a {self.factory} index of {len(self)} vectors on the GPU: {first_line(error)}"
-        self._gpu_resources = resources  # the copy does not keep them alive
-        self._fetch_from(gpu, _FLOAT16_ERROR if float16 else _FLOAT32_ERROR)
-        return ""
+        options = faiss.GpuMultipleClonerOptions()
+        options.shard = len(gpus) > 1
+        options.useFloat16 = float16
+        if not self.is_exact:
+            copy = faiss.index_cpu_to_gpu_multiple_py(resources, self._index, options, gpus)
+            if not is_on_gpu(copy):
+                raise RuntimeError(f"there is no form of it for {len(gpus)} GPUs")
+            return copy, resources
+        # Empty on the GPU first, then one add: the rows take their place once. Copied as a whole, the conversion to
+        # float16 needs three times the memory; added bit by bit, each time the old rows and the new ones.
+        parts = []
+        num_rows = len(self._row_ids)
+        vectors = faiss.rev_swig_ptr(self._index.get_xb(), num_rows * self.dim).reshape(num_rows, self.dim)
+        for number, gpu in enumerate(gpus):
+            part = faiss.index_cpu_to_gpu(resources[number], gpu, _made(self.dim, EXACT_FACTORY), options)
+            part.add(vectors[num_rows * number // len(gpus) : num_rows * (number + 1) // len(gpus)])
+            parts.append(part)
+        return (parts[0] if len(parts) == 1 else joined(parts)), [*resources, *parts]
 
     def _fetch_from(self, copy: Any, error: float) -> None:
         """Let ``copy`` find the results from now on; its scores are off by at most ``error``."""
@@ -356,7 +385,8 @@ class VectorIndex:
         is_all = num_fetched == len(self._row_ids)
         if is_all and isinstance(self._index, _faiss().IndexHNSW):
             return self._score_all(queries)
-        index = self._gpu if self._gpu is not None and num_fetched <= _GPU_MAX_RESULTS else self._index
+        may_use_gpu = num_fetched <= _GPU_MAX_RESULTS and (self.is_exact or not is_all)  # there, lists stay unvisited
+        index = self._gpu if self._gpu is not None and may_use_gpu else self._index
         with self._every_list() if is_all else contextlib.nullcontext():
             scores, rows = index.search(queries, num_fetched)
         return scores, rows
@@ -425,6 +455,24 @@ def exact_neighbours(
 
 
 # -- FAISS's own objects ----------------------------------------------------------------------------------------------
+
+
+def joined(parts: Sequence[Any]) -> Any:
+    """Indexes of successive rows as one, searched side by side. It does not keep them alive."""
+    index = _faiss().IndexShards(parts[0].d, True, True)
+    for part in parts:
+        index.add_shard(part)
+    return index
+
+
+def is_on_gpu(index: Any) -> bool:
+    """Whether FAISS made a GPU index: of kinds that it cannot split between GPUs it returns a copy on the CPU."""
+    faiss = _faiss()
+    index = faiss.downcast_index(index)
+    if isinstance(index, faiss.IndexPreTransform):
+        return is_on_gpu(index.index)
+    on_gpu = getattr(faiss, "GpuIndex", ()), faiss.IndexShards, faiss.IndexShardsIVF  # faiss-cpu lacks the first
+    return isinstance(index, on_gpu)
 
 
 def _made(dim: int, factory: str) -> Any:

@@ -6,6 +6,8 @@ the model's mean and deviation is cheapest on the compute device (``normalise``)
 
 from __future__ import annotations
 
+import functools
+
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -74,11 +76,22 @@ def _crop_long_side(pixels: Tensor, height: int, width: int) -> tuple[Tensor, tu
 
 def normalise(pixels: Tensor, mean: tuple[float, float, float], std: tuple[float, float, float]) -> Tensor:
     """uint8 pixels [B, 3, S, S] -> float32 (pixel / 255 - mean) / std."""
-    scale = torch.tensor([1 / (255 * deviation) for deviation in std], device=pixels.device)
-    offset = torch.tensor(
-        [middle / deviation for middle, deviation in zip(mean, std, strict=True)], device=pixels.device
-    )
+    scale, offset = _scale_and_offset(mean, std, pixels.device)
     return pixels.float().mul_(scale[:, None, None]).sub_(offset[:, None, None])
+
+
+@functools.cache
+def _scale_and_offset(
+    mean: tuple[float, float, float], std: tuple[float, float, float], device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Float32 [3] each; pixels * scale - offset are normalised.
+
+    Kept, because a GPU that is handed numbers from plain memory makes its caller wait until all work before is done.
+    """
+    with torch.inference_mode(False):  # they may be used in training later
+        scale = torch.tensor([1 / (255 * deviation) for deviation in std], device=device)
+        offset = torch.tensor([middle / deviation for middle, deviation in zip(mean, std, strict=True)], device=device)
+    return scale, offset
 
 
 def _centre(pixels: Tensor, size: int) -> Tensor:

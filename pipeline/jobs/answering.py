@@ -105,6 +105,7 @@ def open_answering(
     """
     if snapshot.generation() is None:
         raise StoreMissingError(f"{store.directory} has no index yet; run 'tbpipe index --store {store.directory}'")
+    from stages.models.clip import choose_devices
     from stages.rerankers import TOKEN_BINDER, make_reranker
     from stages.rerankers.head_weights import open_reranker
     from stages.search import BroadView, open_index
@@ -131,7 +132,8 @@ def open_answering(
         if num_words is not None:
             model.keep_padding(num_words)
     if model.device.type == "cuda":
-        warnings.append(index.copy_to_gpus())
+        gpus = [device.index for device in choose_devices(options.device)]
+        warnings.append(index.copy_to_gpus(gpus))
     return Answering(index, model, reranker, name, tuple(warning for warning in warnings if warning))
 
 

@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 
 _LOOKAHEAD_BYTES = 512 << 20
 """Decoded frames that may wait for the model."""
+_GPU_DECODE_THREADS = 4
+"""For each GPU. A file keeps one of its video engines busy (an H200 has seven), and its frames fill GPU memory."""
 _NUM_SAMPLES = 3
 """Videos that an estimate of time decodes."""
 DEFAULT_MODEL = "ViT-B-32"
@@ -224,7 +226,7 @@ def run_extract(
         job.batch_frames or _DEFAULT_BATCH_FRAMES[model.device.type], commit_bytes=job.commit_bytes
     )
     with (
-        _frame_source(job, model, settings.sampling) as source,
+        _frame_source(job, settings.sampling) as source,
         progress_bar("extract", len(tasks), "videos", job.quiet) as advance,
     ):
 
@@ -246,10 +248,12 @@ def run_extract(
         )
 
 
-def _frame_source(job: ExtractJob, model: ClipModel, sampling: SamplingSettings) -> AbstractContextManager[FrameSource]:
+def _frame_source(job: ExtractJob, sampling: SamplingSettings) -> AbstractContextManager[FrameSource]:
+    from stages.models.clip import choose_devices
+
     return frame_source(
         sampling,
-        model.device,
+        choose_devices(job.device),
         job.decoder,
         num_workers=job.workers or os.cpu_count() or 1,
         timeout_seconds=job.timeout,
@@ -259,13 +263,13 @@ def _frame_source(job: ExtractJob, model: ClipModel, sampling: SamplingSettings)
 
 def frame_source(
     sampling: SamplingSettings,
-    device: torch.device,
+    devices: Sequence[torch.device],
     decoder: str = "auto",
     num_workers: int = 1,
     timeout_seconds: float = 60.0,
     memory_bytes: int = 2 << 30,
 ) -> AbstractContextManager[FrameSource]:
-    """Worker processes, or decoder threads of the GPU where they are asked for or work by themselves.
+    """Worker processes, or decoder threads of the GPUs where they are asked for or work by themselves.
 
     Raises ComponentMissingError when ``--decoder torchcodec`` cannot work here.
     """
@@ -273,10 +277,11 @@ def frame_source(
     from stages.decoders.torchcodec import GpuDecodeThreads, missing_reason
     from stages.video import DECODERS
 
-    if decoder == "torchcodec" or (decoder == "auto" and device.type == "cuda"):
-        missing = missing_reason(str(device))
+    if decoder == "torchcodec" or (decoder == "auto" and devices[0].type == "cuda"):
+        missing = missing_reason(str(devices[0]))
         if not missing:
-            return GpuDecodeThreads(sampling, str(device))
+            num_threads = min(num_workers, _GPU_DECODE_THREADS * len(devices))
+            return GpuDecodeThreads(sampling, [str(device) for device in devices], num_threads)
         if decoder == "torchcodec":
             raise ComponentMissingError(f"frames cannot be decoded on the GPU ({missing}); use --decoder auto")
     return DecodePool(
@@ -300,7 +305,7 @@ def _estimate_seconds(
     samples = [
         tasks[place * (len(tasks) - 1) // (_NUM_SAMPLES - 1)][1] for place in range(min(_NUM_SAMPLES, len(tasks)))
     ]
-    with _frame_source(replace(job, workers=1), model, settings.sampling) as source:
+    with _frame_source(replace(job, workers=1), settings.sampling) as source:
         before = time.monotonic()
         num_frames = []
         for result in source.map(samples):

@@ -224,7 +224,7 @@ def _video_files(
 
     model.check_takes_files()
     num_workers = max(1, (os.cpu_count() or 1) // ranks.size)
-    source = opened.enter_context(frame_source(snapshot.settings.sampling, model.device, num_workers=num_workers))
+    source = opened.enter_context(frame_source(snapshot.settings.sampling, [model.device], num_workers=num_workers))
     return VideoFiles(source, [record.path for record in snapshot.by_ids(corpus.ids.tolist())])
 
 

@@ -1,4 +1,4 @@
-"""torchcodec on an NVIDIA GPU: frames are decoded by the GPU's video engine and stay in its memory.
+"""torchcodec on NVIDIA GPUs: frames are decoded by a GPU's video engine and stay in its memory.
 
 Not a ``Decoder`` of the worker processes but a source of its own, like DecodePool: a CUDA tensor cannot leave its
 process, so decoding runs in threads here. A file that the GPU cannot decode is decoded on the CPU in the same thread,
@@ -8,12 +8,14 @@ and its note says why. Only worker processes protect against files that hang or 
 from __future__ import annotations
 
 import os
+import threading
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -48,21 +50,26 @@ def missing_reason(device: str = "cuda") -> str:
 
 
 class GpuDecodeThreads:
-    """Decodes on a GPU, in order, a bounded number of files ahead. Use as a context manager; one map() at a time."""
+    """Decodes on GPUs, in order, a bounded number of files ahead. Use as a context manager; one map() at a time.
+
+    File n is decoded on device n modulo their number. Every thread orders its work on streams of its own: where the
+    model computes, it would wait for whole batches.
+    """
 
     def __init__(
         self,
         sampling: SamplingSettings,
-        device: str = "cuda",
+        devices: Sequence[str] = ("cuda:0",),
         num_threads: int = 4,
         lookahead_videos: int = 8,
         fallback: tuple[str, ...] = DECODERS,
     ) -> None:
         self._sampling = sampling
-        self._device = device
+        self._devices = tuple(devices)
         self._fallback = fallback
         self._lookahead = max(num_threads, lookahead_videos)
         self._threads = ThreadPoolExecutor(num_threads, "tbpipe-gpu-decode")
+        self._local = threading.local()
 
     def __enter__(self) -> GpuDecodeThreads:
         return self
@@ -76,8 +83,9 @@ class GpuDecodeThreads:
         """Decode the tasks; results in the order of the tasks. Frames are CUDA tensors uint8 [n, H, W, 3]."""
         running: deque[Future[DecodeResult]] = deque()
         try:
-            for task in tasks:
-                running.append(self._threads.submit(self._decode, task))
+            for number, task in enumerate(tasks):
+                device = self._devices[number % len(self._devices)]
+                running.append(self._threads.submit(self._decode, task, device))
                 if len(running) >= self._lookahead:
                     yield running.popleft().result()
             while running:
@@ -86,7 +94,7 @@ class GpuDecodeThreads:
             for future in running:
                 future.cancel()
 
-    def _decode(self, task: DecodeTask) -> DecodeResult:
+    def _decode(self, task: DecodeTask, device: str) -> DecodeResult:
         result = DecodeResult(task, "", 0, 0, 0)
         try:
             with open_regular(task.path) as descriptor:
@@ -95,7 +103,7 @@ class GpuDecodeThreads:
                 content_hash = hash_of(descriptor)
                 try:
                     if content_hash not in task.known_hashes:
-                        result.frames = self._frames(descriptor, task.path)
+                        result.frames = self._frames(descriptor, task.path, device)
                 finally:
                     check_unchanged(descriptor, before)
                     result.content_hash = content_hash
@@ -105,7 +113,7 @@ class GpuDecodeThreads:
             result.frames, result.error = None, DecodeError(code_of(error), error.strerror or str(error))
         return result
 
-    def _frames(self, descriptor: int, path: Path) -> FrameBatch:
+    def _frames(self, descriptor: int, path: Path, device: str) -> FrameBatch:
         """On the GPU, or else on the CPU."""
         header = os.pread(descriptor, HEADER_BYTES, 0)
         check_header(header)
@@ -114,10 +122,24 @@ class GpuDecodeThreads:
                 raise DeclinedError("the file is cut off")
             with open_video(name_of_open_file(descriptor, path)) as video:
                 frames = choose_frames(video.table, self._sampling)
-                pixels = fetch_on_gpu(video, frames, self._device)
+                with self._own_stream(device):
+                    pixels = fetch_on_gpu(video, frames, device)
                 return batch_of(video, frames, pixels, version(), [], is_partial=False)
         except (DeclinedError, DecodeError) as refusal:
             return decode_open_file(descriptor, path, self._sampling, self._fallback, [f"torchcodec: {refusal}"])
+
+    def _own_stream(self, device: str) -> AbstractContextManager[object]:
+        """This thread's stream on ``device`` as the current one. torch has 32 a device, so they are kept."""
+        import torch
+
+        if not hasattr(self._local, "streams"):
+            self._local.streams = {}
+        streams: dict[str, Any] = self._local.streams
+        if device not in streams:
+            stream: Any = torch.cuda.Stream
+            streams[device] = stream(device)
+        chosen: AbstractContextManager[object] = torch.cuda.stream(streams[device])
+        return chosen
 
 
 def version() -> str:
@@ -138,16 +160,22 @@ def fetch_on_gpu(video: OpenVideo, frames: NDArray[np.int64], device: str) -> ND
         decoder = VideoDecoder(
             video.path, stream_index=video.stream.index, dimension_order="NHWC", device=device, seek_mode="exact"
         )
-        if decoder.cpu_fallback:
-            raise DeclinedError(str(decoder.cpu_fallback))
+        _check_engine(decoder)
         if len(decoder) != len(video.table):
             raise DeclinedError(f"it counts {len(decoder)} frames, the file has {len(video.table)}")
         batch = decoder.get_frames_at(frames.tolist())
+        _check_engine(decoder)  # one that works through FFmpeg knows only now
         torch.cuda.current_stream(torch.device(device)).synchronize()
     except (RuntimeError, ValueError) as error:
         raise DeclinedError(str(error).strip().splitlines()[0]) from error
     check_times(video, frames, batch.pts_seconds)
     return cast("NDArray[np.uint8]", batch.data)  # for everybody who reads it, a tensor behaves the same
+
+
+def _check_engine(decoder: Any) -> None:
+    """Raise DeclinedError where the frames come from the CPU after all: then our own decoders are to be used."""
+    if decoder.cpu_fallback:
+        raise DeclinedError(str(decoder.cpu_fallback))
 
 
 def check_times(video: OpenVideo, frames: NDArray[np.int64], seconds: Tensor) -> None:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from index_store.errors import DamageError, FingerprintError, StoreError, UsageError
 from index_store.index_files import IDS_FILE, INDEX_FILE, MANIFEST_FILE, read_manifest
 from index_store.records import ShapeError
-from index_store.vectors import VectorBlock, VectorIndex, exact_neighbours, sample_vectors
+from index_store.vectors import VectorBlock, VectorIndex, exact_neighbours, is_on_gpu, joined, sample_vectors
 
 DIM = 32
 NUM_VECTORS = 1000
@@ -341,16 +341,61 @@ def test_a_copy_with_rounded_scores_gives_the_exact_ids_and_scores(k: int) -> No
     np.testing.assert_array_equal(found.scores, expected.scores)
 
 
+@pytest.mark.parametrize("k", [1, 50, 700])
+def test_parts_of_the_rows_searched_side_by_side_are_the_whole(k: int) -> None:
+    """How the rows are split between GPUs, done with parts on the CPU."""
+    index = built()
+    expected = index.search(QUERIES, k)
+    parts = [faiss.IndexFlatIP(DIM) for _ in range(3)]
+    for part, rows in zip(parts, np.split(VECTORS, [200, 201]), strict=True):
+        part.add(rows)
+    index._fetch_from(joined(parts), 1e-5)
+    found = index.search(QUERIES, k)
+    np.testing.assert_array_equal(found.ids, expected.ids)
+    np.testing.assert_array_equal(found.scores, expected.scores)
+
+
+def test_who_asks_a_copy_of_lists_for_all_gets_all() -> None:
+    index = built("IVF8,Flat")
+    copy = faiss.clone_index(index._index)
+    copy.nprobe = 1
+    index._fetch_from(copy, 1e-5)
+    assert (np.sort(index.search(QUERIES, NUM_VECTORS).ids, axis=1) == IDS).all()
+
+
+@pytest.mark.parametrize("factory", ["HNSW8", "PCA16,Flat", "SQfp16"])
+def test_a_copy_that_faiss_left_on_the_cpu_is_not_taken_for_one_on_a_gpu(factory: str) -> None:
+    assert not is_on_gpu(faiss.clone_index(faiss.index_factory(DIM, factory)))
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("float16", [False, True])
 @pytest.mark.parametrize("k", [1, 50, NUM_VECTORS, 5000])
 def test_the_gpu_gives_the_ids_and_scores_of_the_cpu(float16: bool, k: int) -> None:
     index = built()
     expected = index.search(QUERIES, k)
-    assert index.copy_to_gpus(float16, scratch_bytes=64 << 20) == ""
+    assert index.copy_to_gpus(float16=float16, scratch_bytes=64 << 20) == ""
     found = index.search(QUERIES, k)
     np.testing.assert_array_equal(found.ids, expected.ids)
     np.testing.assert_array_equal(found.scores, expected.scores)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("factory", ["SQfp16", "IVF8,Flat", "IVF8,SQ8", "HNSW8"])
+def test_on_a_gpu_an_approximate_index_finds_what_it_finds_on_the_cpu(factory: str) -> None:
+    index = built(factory)
+    index.set_search_parameters("nprobe=8" if "IVF" in factory else "")
+    expected = index.search(QUERIES, 10)
+    reason = index.copy_to_gpus(scratch_bytes=64 << 20)
+    assert ("HNSW" in factory) == ("cannot search" in reason)
+    found = index.search(QUERIES, 10)
+    np.testing.assert_allclose(found.scores, expected.scores, atol=2e-3)
+    assert np.mean(found.ids == expected.ids) > 0.95
+
+
+@pytest.mark.gpu
+def test_a_gpu_that_is_not_there_is_named() -> None:
+    assert "not number 99" in built().copy_to_gpus([99])
 
 
 @pytest.mark.gpu

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from index_store.errors import UsageError
+from index_store.settings import ComputeDtype
 from stages.frame_batches import FrameBatches
 from stages.lanes import Lanes
 from stages.models import load_model
@@ -114,6 +115,43 @@ def test_what_a_device_raises_is_raised_here_and_no_thread_stays(model: ClipMode
     with pytest.raises(torch.OutOfMemoryError, match="no room"):
         encode([Device(model, room=0) for _ in range(num_devices)], 12)
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("tbpipe-lane")]
+
+
+@pytest.fixture
+def on_gpu(model: ClipModel) -> ClipModel:
+    return model.on(torch.device("cuda", 0))
+
+
+@pytest.mark.gpu
+def test_lanes_of_gpus_agree_with_each_other_to_the_bit_and_with_the_cpu_nearly(
+    model: ClipModel, on_gpu: ClipModel
+) -> None:
+    gpus = [torch.device("cuda", number) for number in range(torch.cuda.device_count())]
+    expected = encode([Device(model)], 12)
+    alone = encode([Device(on_gpu)], 12)
+    for several in ([Device(on_gpu), Device(on_gpu)], [Device(on_gpu.on(gpu)) for gpu in gpus]):
+        for video, same, other in zip(alone, encode(several, 12), expected, strict=True):
+            assert torch.cat(same.rows).equal(torch.cat(video.rows))
+            torch.testing.assert_close(torch.cat(video.rows), torch.cat(other.rows), atol=1e-3, rtol=1e-3)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_a_lane_never_waits_for_its_gpu(on_gpu: ClipModel, dtype: ComputeDtype) -> None:
+    on_gpu.dtype = dtype
+    encode([Device(on_gpu)], 12)  # what is done once may wait
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        encode([Device(on_gpu)], 12)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.gpu
+def test_what_does_not_fit_on_a_gpu_is_halved(on_gpu: ClipModel) -> None:
+    expected = encode([Device(on_gpu)], 12)
+    for video, other in zip(encode([Device(on_gpu, room=1)], 12), expected, strict=True):
+        torch.testing.assert_close(torch.cat(video.rows), torch.cat(other.rows), rtol=1e-3, atol=1e-4)
 
 
 def test_devices_are_named_one_by_one_or_all_at_once() -> None:
