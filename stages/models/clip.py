@@ -70,6 +70,8 @@ class ClipModel:
         """The precision of the matrix products; the residual stream and the results are always float32."""
         self.logit_scale = logit_scale
         """Factor of the cosines before a softmax over candidates: the exponential of the stored parameter."""
+        if device.type == "cuda" and dtype == "float32":
+            torch.backends.cudnn.allow_tf32 = False  # as torch has it for products; convolutions would lose 13 bits
         self._source = source
         self._digest = digest
         self._image: image.ImageTower | None = None
@@ -309,8 +311,6 @@ def load(name: str, pretrained: str, device: str, dtype: str, towers: Towers) ->
     """See ``stages.models.load_model``."""
     chosen_device = choose_device(device)
     chosen_dtype = choose_dtype(dtype, chosen_device)
-    if chosen_device.type == "cuda" and chosen_dtype == "float32":
-        torch.backends.cudnn.allow_tf32 = False  # as torch has it for products; convolutions would lose 13 bits
     source = find_weights(resolve(name.removesuffix(token_shift.SUFFIX), pretrained, MODELS), pretrained)
     if name.endswith(token_shift.SUFFIX):
         source = replace(source, architecture=replace(source.architecture, token_shift=True))

@@ -72,8 +72,26 @@ def test_int8_features_carry_scales_for_the_padded_frames_too() -> None:
     assert not features.token_scales[2:].any()
 
 
-@pytest.mark.parametrize("bad", [float("nan"), float("inf"), 1e6])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf"), 1e6, 65520, -65520])
 def test_numbers_that_float16_cannot_hold_give_no_features(bad: float) -> None:
     broken = rows()
     broken[1, 2, 3] = bad
     assert pack_features(broken, np.zeros(3), settings()) is None
+
+
+@pytest.mark.parametrize("large", [65519.0, -65519.0])
+def test_numbers_that_float16_can_just_hold_are_kept(large: float) -> None:
+    rows_with = rows()
+    rows_with[1, 2, 3] = large
+    features = pack_features(rows_with, np.zeros(3), settings())
+    assert features is not None
+    assert abs(features.tokens).max() == 65504
+
+
+def test_only_what_is_kept_must_fit() -> None:
+    rows_with = rows()
+    rows_with[:, 2] = -100_000.0 * rows_with[:, 0].sign()  # the patch that is least like its frame
+    assert pack_features(rows_with, np.zeros(3), settings()) is None
+    features = pack_features(rows_with, np.zeros(3), settings("1"))
+    assert features is not None
+    assert np.isfinite(features.tokens).all()
