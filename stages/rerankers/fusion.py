@@ -30,6 +30,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.functional import normalize
 
+from stages.rerankers.fixed_shape import linear, total
+
 Head = Literal["equivariant", "positional"]
 """How Delta is made of what the indicators found."""
 
@@ -44,7 +46,8 @@ _VALUES = 8
 _GATHERED = 10.0
 _ASKED = 20.0
 """What tells near-duplicates apart is small in the joint space; without a gain, training sees the evidence only."""
-_NEVER = -1e9
+_LONGEST_SUM = 512
+NEVER = -1e9
 """Logit of a token that is padding: finite, so that a video of padding alone gives no NaN."""
 
 
@@ -158,15 +161,15 @@ class Gathering(nn.Module):
         """What state [G, T, M - 1, D] finds in the videos; N = T x V, one of which is 1."""
         groups, num_texts, _, width = state.shape
         _, num_videos, num_frames, num_tokens, _ = videos.tokens.shape
-        asked = self._rows(state, self.ask) * self.sharpness.exp()
-        bias = self._bias(_GAIN * self._rows(state, self.when), videos)  # [G, V, T, R, F, P]
+        asked = self.asked(state)
+        bias = self._bias(state, videos)  # [G, V, T, R, F, P]
         rows = asked.shape[2]
         asked = asked.unsqueeze(1).expand(-1, num_videos, -1, -1, -1).reshape(groups * num_videos, -1, width)
         tokens = videos.tokens.reshape(groups * num_videos, num_frames * num_tokens, width)
         logits = torch.bmm(asked, tokens.transpose(1, 2)).view(bias.shape).float() + bias.float()
         if self.training and self.gumbel:
             logits = logits + self.gumbel * _gumbel_like(logits)
-        logits = logits.masked_fill(~videos.frame_mask[:, :, None, None, :, None], _NEVER).flatten(4)
+        logits = logits.masked_fill(~videos.frame_mask[:, :, None, None, :, None], NEVER).flatten(4)
         total = logits.logsumexp(dim=-1)
         weights = (logits - total.unsqueeze(-1)).exp()
         gathered = torch.bmm(weights.flatten(2, 3).flatten(0, 1), tokens)
@@ -175,30 +178,34 @@ class Gathering(nn.Module):
         evidence = total - num_real.log()[:, :, None, None]
         return Findings(evidence.flatten(1, 2), gathered.flatten(1, 2))
 
-    def _rows(self, state: Tensor, matrices: Tensor) -> Tensor:
-        """[G, T, M - 1, D] x [H, D, D] -> [G, T, (M - 1) * H, D]."""
-        return torch.einsum("hed,gtmd->gtmhe", matrices, state).flatten(2, 3)
+    def asked(self, state: Tensor) -> Tensor:
+        """What is multiplied with a token of unit length, [..., M - 1, D] -> [..., (M - 1) * H, D]."""
+        return _rows(state, self.ask) * self.sharpness.exp()
 
-    def _bias(self, rows: Tensor, videos: VideoTokens) -> Tensor:
+    def asked_when_and_where(self, state: Tensor, num_places: int) -> tuple[Tensor, Tensor]:
+        """[..., M - 1, D] -> logits of the rows of the time table [..., R, S] and of P places [..., R, P]."""
+        rows = _GAIN * _rows(state, self.when)
+        return linear(rows, self.time), linear(rows, self.places(num_places))
+
+    def places(self, num_places: int) -> Tensor:
+        """[P, D]; the same for all tokens where it is not known which patch is which."""
+        return self.place if len(self.place) == num_places else self.place.expand(num_places, -1)
+
+    def _bias(self, state: Tensor, videos: VideoTokens) -> Tensor:
         """What depends on a token's time and place only, [G, V, T, R, F, P]."""
-        num_tokens = videos.tokens.shape[3]
-        moments = _moments(videos.frame_mask)
-        by_time = torch.einsum("gtrs,gvfs->gvtrf", rows @ self.time.T, _interpolation(moments))
-        slopes = self.slope.repeat(rows.shape[2] // len(self.slope))
+        times, by_place = self.asked_when_and_where(state, videos.tokens.shape[3])
+        moments = moments_of(videos.frame_mask)
+        by_time = torch.einsum("gtrs,gvfs->gvtrf", times, interpolation(moments))
+        slopes = self.slope.repeat(times.shape[2] // len(self.slope))
         by_time = by_time + slopes[:, None] * (moments - 0.5)[:, :, None, None, :]
-        by_place = rows @ self._places(num_tokens).T
         return by_time.unsqueeze(-1) + by_place[:, None, :, :, None, :]
 
     def _where(self, weights: Tensor, videos: VideoTokens) -> Tensor:
         """The mean time and place of what was gathered, [G, V, T, R, D]; weights [G, V, T, R, L]."""
         num_frames, num_tokens = videos.tokens.shape[2:4]
         weights = weights.view(*weights.shape[:-1], num_frames, num_tokens)
-        per_time = torch.einsum("gvtrf,gvfs->gvtrs", weights.sum(-1), _interpolation(_moments(videos.frame_mask)))
-        return per_time @ self.time + weights.sum(-2) @ self._places(num_tokens)
-
-    def _places(self, num_tokens: int) -> Tensor:
-        """[P, D]; the same for all tokens where it is not known which patch is which."""
-        return self.place if len(self.place) == num_tokens else self.place.expand(num_tokens, -1)
+        per_time = torch.einsum("gvtrf,gvfs->gvtrs", weights.sum(-1), interpolation(moments_of(videos.frame_mask)))
+        return per_time @ self.time + weights.sum(-2) @ self.places(num_tokens)
 
 
 class TakesIn(nn.Module):
@@ -226,8 +233,8 @@ class TakesIn(nn.Module):
         else:
             gathered = found.gathered
         gathered = gathered.view(groups, -1, num_indicators, gathered.shape[2] // num_indicators * width)
-        state = state + self.output(gathered)
-        return normalize(state + self.mlp(state), dim=-1)
+        state = state + _through(self.output, gathered)
+        return normalize(state + _through(self.mlp, state), dim=-1)
 
 
 class EquivariantHead(nn.Module):
@@ -248,22 +255,22 @@ class EquivariantHead(nn.Module):
 
     def forward(self, state: Tensor, found: Findings, broad: Tensor, is_candidate: Tensor) -> Tensor:
         """Delta [G, N]."""
-        matched = torch.einsum("hed,gtmd->gtmhe", self.match, state).flatten(2, 3)
-        gathered = found.gathered
-        if self.is_listwise:
-            gathered = gathered - _mean(gathered, is_candidate)
+        matched = _rows(state, self.match)
+        values = linear(found.gathered, self.value.weight)
+        fit = (found.gathered * matched).sum(dim=-1)
+        if self.is_listwise:  # d_k = g_k - mean_j g_j, after V and U_r, which are linear and give far fewer numbers
+            values = values - _mean(values, is_candidate)
+            fit = fit - _mean(fit, is_candidate)
             share = _log_share(found.evidence, is_candidate)
-            lead = broad - broad.masked_fill(~is_candidate, _NEVER).amax(dim=1, keepdim=True)
+            lead = broad - broad.masked_fill(~is_candidate, NEVER).amax(dim=1, keepdim=True)
         else:
             share, lead = torch.zeros_like(found.evidence), broad
-        fit = (gathered * matched).sum(dim=-1)
-        values = self.value(_GATHERED * gathered).flatten(2)
+        values = (_GATHERED * values + self.value.bias).flatten(2)
         features = torch.cat([values, 0.1 * found.evidence, 5 * fit, 0.2 * share, 0.2 * lead.unsqueeze(-1)], dim=-1)
         features = features.masked_fill(~is_candidate.unsqueeze(-1), 0.0)
-        hidden = self.enter(features) + self.asked(_ASKED * state.flatten(2))
+        hidden = _through(self.enter, features) + _through(self.asked, _ASKED * state.flatten(2))
         hidden = self.compare(hidden, is_candidate, self.is_listwise)
-        delta: Tensor = self.leave(hidden).squeeze(-1)
-        return delta
+        return _through(self.leave, hidden).squeeze(-1)
 
 
 class Comparison(nn.Module):
@@ -283,15 +290,14 @@ class Comparison(nn.Module):
     def forward(self, hidden: Tensor, is_candidate: Tensor, is_listwise: bool) -> Tensor:
         """[G, N, hidden] -> the same shape; where not listwise, each candidate sees itself only."""
         groups, number, width = hidden.shape
-        mixed = self.mix(self.norm(hidden)).view(groups, number, 3, self._HEADS, width // self._HEADS)
+        mixed = _through(self.mix, self.norm(hidden)).view(groups, number, 3, self._HEADS, width // self._HEADS)
         query, key, value = mixed.permute(2, 0, 3, 1, 4)
         itself = torch.eye(number, dtype=torch.bool, device=hidden.device)
         seen = (is_candidate[:, None] | itself) if is_listwise else itself.expand(groups, -1, -1)
         logits = (query @ key.transpose(-1, -2)) / math.sqrt(width // self._HEADS)
-        weights = logits.masked_fill(~seen[:, None], _NEVER).softmax(dim=-1)
-        hidden = hidden + self.output((weights @ value).transpose(1, 2).flatten(2))
-        result: Tensor = hidden + self.mlp(hidden)
-        return result
+        weights = logits.masked_fill(~seen[:, None], NEVER).softmax(dim=-1)
+        hidden = hidden + _through(self.output, (weights @ value).transpose(1, 2).flatten(2))
+        return hidden + _through(self.mlp, hidden)
 
 
 class PositionalHead(nn.Module):
@@ -324,19 +330,47 @@ class PositionalHead(nn.Module):
             evidence = found.evidence[:, :number] + self.rank_evidence[:number]
             share = _log_share(evidence, is_candidate[:, :number]).exp()
             gathered = (share.unsqueeze(-1) * gathered).sum(dim=1, keepdim=True)
-        informed = state[:, :number] + self.output(gathered.reshape(groups, gathered.shape[1], num_indicators, -1))
-        delta = self.mlp(informed.flatten(2))
+        found_of = gathered.reshape(groups, gathered.shape[1], num_indicators, -1)
+        informed = state[:, :number] + _through(self.output, found_of)
+        delta = _through(self.mlp, informed.flatten(2))
         delta = delta.squeeze(1) if num_texts == 1 else delta.diagonal(dim1=1, dim2=2)
         return functional.pad(delta[:, :number], (0, broad.shape[1] - number))
 
 
-def _moments(frame_mask: Tensor) -> Tensor:
+def _rows(state: Tensor, matrices: Tensor) -> Tensor:
+    """[..., M - 1, D] x [H, E, D] -> [..., (M - 1) * H, E]."""
+    return linear(state, matrices.flatten(0, 1)).reshape(*state.shape[:-2], -1, matrices.shape[1])
+
+
+def _through(layer: nn.Module, rows: Tensor) -> Tensor:
+    """``layer(rows)``; without gradients the last bits of a row depend on no other row."""
+    if isinstance(layer, nn.Sequential):
+        for part in layer:
+            rows = _through(part, rows)
+        return rows
+    if isinstance(layer, nn.Linear):
+        return _deep_linear(layer, rows)
+    result: Tensor = layer(rows)
+    return result
+
+
+def _deep_linear(layer: nn.Linear, rows: Tensor) -> Tensor:
+    """A long sum is cut: several threads would share it, and the last bits would tell how many there were."""
+    if torch.is_grad_enabled() or layer.in_features <= _LONGEST_SUM:
+        return linear(rows, layer.weight, layer.bias)
+    parts = zip(torch.split(rows, _LONGEST_SUM, -1), torch.split(layer.weight, _LONGEST_SUM, 1), strict=True)
+    result = sum(linear(part, weight) for part, weight in parts)
+    assert isinstance(result, Tensor)
+    return result if layer.bias is None else result + layer.bias
+
+
+def moments_of(frame_mask: Tensor) -> Tensor:
     """Where in its video each frame is, float32 [..., F], the middles of equal parts of 0..1."""
     position = frame_mask.cumsum(dim=-1) - 0.5
     return (position / frame_mask.sum(dim=-1, keepdim=True).clamp_min(1)).clamp(0, 1)
 
 
-def _interpolation(moments: Tensor) -> Tensor:
+def interpolation(moments: Tensor) -> Tensor:
     """Weights float32 [..., F, _TIMES] of the two nearest rows of the time table."""
     position = moments.unsqueeze(-1) * (_TIMES - 1)
     return (1 - (position - torch.arange(_TIMES, device=moments.device)).abs()).clamp_min(0)
@@ -344,14 +378,14 @@ def _interpolation(moments: Tensor) -> Tensor:
 
 def _log_share(evidence: Tensor, is_candidate: Tensor) -> Tensor:
     """Log softmax over the candidates, [G, N, R]. Evidence is a mean over tokens: short videos are not at a loss."""
-    return evidence.masked_fill(~is_candidate.unsqueeze(-1), _NEVER).log_softmax(dim=1)
+    return evidence.masked_fill(~is_candidate.unsqueeze(-1), NEVER).log_softmax(dim=1)
 
 
-def _mean(gathered: Tensor, is_candidate: Tensor) -> Tensor:
-    """The mean over the candidates, [G, 1, R, D]."""
-    real = is_candidate[..., None, None]
-    total = gathered.masked_fill(~real, 0.0).sum(dim=1, keepdim=True)
-    return total / real.sum(dim=1, keepdim=True).clamp_min(1)
+def _mean(found: Tensor, is_candidate: Tensor) -> Tensor:
+    """The mean over the candidates, [G, N, ...] -> [G, 1, ...]."""
+    real = is_candidate.view(*is_candidate.shape, *[1] * (found.ndim - 2))
+    summed = total(found.masked_fill(~real, 0.0), dim=1).unsqueeze(1)
+    return summed / real.sum(dim=1, keepdim=True).clamp_min(1)
 
 
 def _gumbel_like(logits: Tensor) -> Tensor:

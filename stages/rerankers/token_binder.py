@@ -15,7 +15,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from index_store.atomic import replacing
@@ -23,7 +25,8 @@ from index_store.errors import FingerprintError, InputError, UsageError
 from index_store.settings import StoreSettings
 from stages.models import MODELS
 from stages.rerankers.base import CandidateBatch, QueryBatch
-from stages.rerankers.fusion import FusionConfig, FusionNetwork, VideoTokens
+from stages.rerankers.fusion import FusionConfig, FusionNetwork
+from stages.rerankers.sweep import StoredTokens, score_lists
 
 if TYPE_CHECKING:
     from stages.models.clip import ClipModel
@@ -37,8 +40,8 @@ _DESCRIPTION = "token_binder"
 _SHIPPED = "token_binder.safetensors"
 """Beside the weights of a model that ships with tbpipe."""
 
-_GPU_PART_BYTES = 1 << 30
-"""float32 tokens that are scored at once on a GPU."""
+_FOUND_BYTES = {"cpu": 64 << 20, "cuda": 1 << 30}
+"""float32 [lists, candidates, rows, D] that is held at once."""
 
 
 ANY_TOKENS = "any"
@@ -166,39 +169,33 @@ class TokenBinderReranker:
     @torch.inference_mode()
     def rank(self, queries: QueryBatch, candidates: CandidateBatch) -> Tensor:
         """S float32 [B, K] on the scale of cosines, -inf where there is no candidate."""
-        indicators = _indicators(queries)
-        index = candidates.index
-        scores = torch.empty(index.shape, device=candidates.tokens.device)
-        for rows in self._parts(index.shape[0], index.shape[1], candidates):
-            chosen = index[rows].clamp_min(0).to(scores.device)
-            videos = VideoTokens.of(candidates.tokens[chosen], candidates.frame_mask[chosen])
-            scores[rows] = self._score(indicators[rows, None, 1:], videos, candidates, rows)
-        return scores
+        own = np.arange(len(queries))[:, None]
+        return self._scores(queries, candidates, own, candidates.index.numpy())
 
     @torch.inference_mode()
     def rank_texts(self, queries: QueryBatch, candidates: CandidateBatch) -> Tensor:
         """Roles turned: S float32 [V, K] of the K candidate texts ``index`` [V, K] of each of V videos."""
-        indicators = _indicators(queries)
-        index = candidates.index
-        scores = torch.empty(index.shape, device=candidates.tokens.device)
-        for rows in self._parts(index.shape[0], 1, candidates):
-            chosen = index[rows].clamp_min(0).to(indicators.device)
-            videos = VideoTokens.of(candidates.tokens[rows, None], candidates.frame_mask[rows, None])
-            scores[rows] = self._score(indicators[chosen][:, :, 1:], videos, candidates, rows)
-        return scores
+        own = np.arange(len(candidates.tokens))[:, None]
+        return self._scores(queries, candidates, candidates.index.numpy(), own)
 
-    def _score(self, indicators: Tensor, videos: VideoTokens, candidates: CandidateBatch, rows: slice) -> Tensor:
-        broad, is_candidate = candidates.broad[rows], candidates.is_candidate[rows]
-        broad = broad.masked_fill(~is_candidate, 0.0)
-        delta: Tensor = self.network(indicators, videos, self.logit_scale * broad, is_candidate)
-        return (broad + delta / self.logit_scale).masked_fill(~is_candidate, -torch.inf)
+    def _scores(
+        self, queries: QueryBatch, candidates: CandidateBatch, texts: NDArray[np.int64], videos: NDArray[np.int64]
+    ) -> Tensor:
+        """S of lists that texts and videos make, as ``score_lists`` takes them, some lists at a time."""
+        asked = _indicators(queries)[:, 1:]
+        tokens = StoredTokens(candidates.tokens, candidates.frame_mask)
+        broad = candidates.broad.masked_fill(~candidates.is_candidate, 0.0)
+        scores = torch.empty_like(broad)
+        for rows in self._parts(len(broad), broad.shape[1], asked):
+            delta = score_lists(self.network, asked, tokens, texts[rows], videos[rows], self.logit_scale * broad[rows])
+            scores[rows] = broad[rows] + delta / self.logit_scale
+        return scores.masked_fill_(~candidates.is_candidate, -torch.inf)
 
-    @staticmethod
-    def _parts(number: int, videos_each: int, candidates: CandidateBatch) -> list[slice]:
-        """On a CPU one query at a time: a product of another shape may give other last bits."""
-        device = candidates.tokens.device
-        video_bytes = 4 * candidates.tokens[0].numel() if len(candidates.tokens) else 4
-        at_once = 1 if device.type == "cpu" else max(1, _GPU_PART_BYTES // (videos_each * video_bytes))
+    def _parts(self, number: int, candidates_each: int, indicators: Tensor) -> list[slice]:
+        """Lists that what is found in their candidates fits into memory."""
+        heads = self.network.config.num_heads
+        list_bytes = 4 * candidates_each * heads * indicators[0].numel() if len(indicators) else 1
+        at_once = max(1, _FOUND_BYTES[indicators.device.type] // max(1, list_bytes))
         return [slice(start, min(start + at_once, number)) for start in range(0, number, at_once)]
 
 

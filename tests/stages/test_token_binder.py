@@ -85,6 +85,15 @@ def test_texts_are_ranked_for_a_video_in_any_batch_alike() -> None:
     assert torch.equal(ours.rank_texts(queries, one), scores[2:3])
 
 
+def test_nobody_and_nothing_are_ranked_too() -> None:
+    queries, candidates = data()
+    none = replace(candidates, index=candidates.index[:, :0], broad=candidates.broad[:, :0])
+    assert reranker().rank(queries, none).shape == (len(queries), 0)
+    nobody = replace(candidates, index=candidates.index[:0], broad=candidates.broad[:0])
+    assert reranker().rank(queries[:0], nobody).shape == (0, candidates.index.shape[1])
+    assert (reranker().rank(queries, replace(candidates, index=-torch.ones_like(candidates.index))) == -torch.inf).all()
+
+
 def test_queries_without_indicators_are_refused() -> None:
     queries, candidates = draw()
     with pytest.raises(UsageError, match="without query indicators"):
