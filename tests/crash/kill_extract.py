@@ -21,6 +21,9 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import NoReturn
 
+import open_clip  # noqa: F401  (every fork inherits the imports)
+import torch
+
 from index_store.records import VideoRecord
 from index_store.store import Store
 from stages.synthetic.render import VideoFormat, render_corpus
@@ -29,13 +32,13 @@ NUM_RENDERED = 12
 NUM_VIDEOS = 120
 
 
-def make_corpus(folder: Path) -> Path:
+def make_corpus(folder: Path, num_videos: int) -> Path:
     """Many contents from a few renderings: bytes behind an MP4's end change the file, not its frames."""
-    render_corpus(folder / "rendered", seed=3, num_videos=NUM_RENDERED, video_format=VideoFormat(seconds=1.6))
+    render_corpus(folder / "rendered", seed=3, num_videos=NUM_RENDERED, video_format=VideoFormat(seconds=0.8))
     originals = [path.read_bytes() for path in sorted((folder / "rendered" / "videos").iterdir())]
     videos = folder / "videos"
     videos.mkdir()
-    for number in range(NUM_VIDEOS):
+    for number in range(num_videos):
         (videos / f"{number:03d}.mp4").write_bytes(originals[number % NUM_RENDERED] + number.to_bytes(8, "big"))
     (videos / "bad.mp4").write_bytes(b"\0no video\0" * 100)
     return videos
@@ -60,7 +63,7 @@ def run_extract(videos: Path, store: Path) -> NoReturn:
                 "--device",
                 "cpu",
                 "--commit-bytes",
-                "1M",
+                "500K",
             ]
         )
     except SystemExit as end:
@@ -105,12 +108,13 @@ def shard_bytes(store: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted((store / "shards").iterdir())}
 
 
-def check(kills: int, seed: int) -> None:
+def check(kills: int, seed: int, num_videos: int = NUM_VIDEOS) -> None:
     """Raise AssertionError when anything is lost, done twice or different."""
+    torch.set_num_threads(1)  # a thread pool does not survive a fork
     rng = random.Random(seed)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        videos = make_corpus(folder)
+        videos = make_corpus(folder, num_videos)
         undisturbed, killed = folder / "undisturbed", folder / "killed"
         before = time.monotonic()
         assert finish(start(videos, undisturbed)) == 3
@@ -124,9 +128,9 @@ def check(kills: int, seed: int) -> None:
             num_landed += finish(pid) == -signal.SIGKILL
             now = committed(killed)
             assert known.items() <= now.items(), "something that was committed has changed"
-            print(f"kill {number + 1}: {len(now)} of {NUM_VIDEOS + 1} committed", file=sys.stderr, flush=True)
+            print(f"kill {number + 1}: {len(now)} of {num_videos + 1} committed", file=sys.stderr, flush=True)
             known = now
-            if len(known) == NUM_VIDEOS + 1:  # done: begin again, to make every kill count
+            if len(known) == num_videos + 1:  # done: begin again, to make every kill count
                 os.rename(killed, folder / f"finished{number}")
                 assert shard_bytes(folder / f"finished{number}") == shard_bytes(undisturbed)
                 known = {}
@@ -145,10 +149,6 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
-    import open_clip  # noqa: F401  (every fork inherits the imports)
-    import torch
-
-    torch.set_num_threads(1)  # a thread pool does not survive a fork
     check(arguments.kills, arguments.seed)
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import random
 import shutil
-import signal
 import sqlite3
 import subprocess
 import sys
@@ -16,6 +15,7 @@ import pytest
 
 from index_store.errors import StoreMissingError
 from index_store.store import Store
+from tests.forked import start_function
 from tests.index_store.crash_child import ACTIONS
 from tests.index_store.samples import SETTINGS, bad, copy_of, fill, ok, state
 
@@ -186,19 +186,14 @@ def test_a_commit_whose_last_word_fails_stays_undone(tmp_path: Path, monkeypatch
     assert files(store.directory) == old_files
 
 
-COMMIT_FOREVER = """
-import sys
-from pathlib import Path
-from index_store.store import Store
-from tests.index_store.samples import ok
-store = Store.open(Path(sys.argv[1]))
-with store.snapshot() as snapshot:
-    start = snapshot.counts()["ok"]
-with store.writer() as writer:
-    for number in range(start, 10_000):
-        writer.commit([ok(f"v{number}", number)])
-        print(number, flush=True)
-"""
+def commit_forever(directory: Path) -> None:
+    store = Store.open(directory)
+    with store.snapshot() as snapshot:
+        start = snapshot.counts()["ok"]
+    with store.writer() as writer:
+        for number in range(start, 10_000):
+            writer.commit([ok(f"v{number}", number)])
+            print(number)
 
 
 @pytest.mark.crash
@@ -207,15 +202,14 @@ def test_killed_at_random_moments_nothing_committed_is_lost(tmp_path: Path) -> N
     moments = random.Random(0)
     num_committed = 0
     for _ in range(20):
-        command = [sys.executable, "-c", COMMIT_FOREVER, str(store.directory)]
-        with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
-            assert process.stdout is not None
-            first = int(process.stdout.readline())
-            assert first >= num_committed  # what was reported is not done again
-            time.sleep(moments.random() / 5)
-            process.send_signal(signal.SIGKILL)
-            reported = [int(line) for line in process.stdout.read().split()]
-        num_committed = max([first, *reported]) + 1
+        process = start_function(commit_forever, store.directory)
+        while not process.printed() and process.poll() is None:
+            time.sleep(0.005)
+        time.sleep(moments.random() / 5)
+        process.kill()
+        reported = [int(line) for line in process.printed().split()]
+        assert reported[0] >= num_committed  # what was reported is not done again
+        num_committed = reported[-1] + 1
         with store.snapshot() as snapshot:
             assert snapshot.counts()["ok"] in (num_committed, num_committed + 1)
             for record in snapshot.videos():

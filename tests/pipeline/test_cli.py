@@ -4,8 +4,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -14,6 +12,7 @@ import pytest
 
 from index_store.store import Store
 from pipeline.printing import printable
+from tests.forked import start_command
 from tests.pipeline.conftest import SMALL, Outcome, Run
 
 
@@ -287,26 +286,6 @@ def test_a_second_writer_is_refused_and_named(clips: Path, finished_store: Path,
     one_line_error(done, 11, f"pid {os.getpid()}")
 
 
-COMMAND = [sys.executable, "-m", "pipeline"]
-
-
-def start_extract(clips: Path, store: Path, *options: str, limit_bytes: int | None = None) -> subprocess.Popen[str]:
-    def limit() -> None:
-        import resource
-
-        if limit_bytes is not None:
-            signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-            resource.setrlimit(resource.RLIMIT_FSIZE, (limit_bytes, limit_bytes))
-
-    return subprocess.Popen(
-        [*COMMAND, "extract", str(clips), "--store", str(store), *SMALL, *options],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        preexec_fn=limit,
-    )
-
-
 @pytest.mark.slow
 def test_a_full_disk_is_said_and_the_store_stays_intact(clips: Path, run: Run, tmp_path: Path) -> None:
     videos, store = tmp_path / "videos", tmp_path / "store"
@@ -315,8 +294,9 @@ def test_a_full_disk_is_said_and_the_store_stays_intact(clips: Path, run: Run, t
     for number in range(12):  # bytes behind the end of an MP4 make another content of it
         (videos / f"{number:02d}.mp4").write_bytes(content + bytes([number]))
     run("extract", videos, "--store", store, *SMALL, "--limit", 1)
-    process = start_extract(videos, store, limit_bytes=900_000)  # the frames of a video fit, a shard of eleven does not
-    _, err = process.communicate(timeout=120)
+    limit = 900_000  # the frames of a video fit, a shard of eleven does not
+    process = start_command("extract", videos, "--store", store, *SMALL, limit_bytes=limit)
+    _, err = process.communicate()
     assert process.returncode == 14, err
     assert "no space left" in err
     assert run("info", "--store", store, "--json").json["videos"]["ok"] == 1
@@ -331,13 +311,13 @@ def test_a_stop_commits_what_is_finished(
 ) -> None:
     videos, store = tmp_path / "videos", tmp_path / "store"
     videos.mkdir()
-    for number in range(100):
+    for number in range(60):
         content = (clips / "clip_00000.mp4").read_bytes() + number.to_bytes(4, "big")  # trailing bytes: another content
         (videos / f"{number:03d}.mp4").write_bytes(content)
-    process = start_extract(videos, store, "--commit-bytes", "500K", "--workers", "1")
+    process = start_command("extract", videos, "--store", store, *SMALL, "--commit-bytes", "500K", "--workers", "1")
     while not list(store.glob("shards/0*.h5")):
         assert process.poll() is None, process.communicate()
-        time.sleep(0.05)
+        time.sleep(0.02)
     process.send_signal(signal_number)
     before = time.monotonic()
     _, err = process.communicate(timeout=60)
@@ -345,10 +325,10 @@ def test_a_stop_commits_what_is_finished(
     assert time.monotonic() - before < 30
     assert "run the same command to go on" in err
     done = run("info", "--store", store, "--json").json["videos"]["ok"]
-    assert 0 < done < 100
+    assert 0 < done < 60
     assert not list(store.glob("**/.tmp-*"))
     rest = run("extract", videos, "--store", store, "--json").json
-    assert (rest["ok"], rest["unchanged"]) == (100 - done, done)
+    assert (rest["ok"], rest["unchanged"]) == (60 - done, done)
 
 
 @pytest.mark.slow

@@ -22,6 +22,7 @@ from stages.training.config import PRESETS, read_recipe
 from stages.training.objective import Setup
 from stages.training.pairs import CaptionedId, PairCorpus
 from stages.training.token_binder import TokenBinderObjective
+from tests.forked import Forked, start_command
 from tests.pipeline.conftest import SMALL, Run
 from tests.stages.ordered import ordered_store, small_clip
 
@@ -61,36 +62,20 @@ def arguments(folder: Path, output: Path, *more: str) -> list[str]:
     return ["train", *data, *settings, "--output", str(output), "--json", *more]
 
 
-def start(command: list[str], **environment: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        (sys.executable, *command),
-        cwd=Path(__file__).resolve().parents[2],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "TBPIPE_DEBUG": "1", **environment},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
-def run_two(command: list[str]) -> str:
-    """Run two ranks with what torchrun tells them, without its own process; gives what the first printed."""
+def start_two(command: list[str]) -> list[Forked]:
+    """Two ranks with what torchrun tells them, without its own process."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
-    ranks = [
-        start(
-            ["-m", "pipeline", *command],
-            RANK=rank,
-            LOCAL_RANK=rank,
-            WORLD_SIZE="2",
-            LOCAL_WORLD_SIZE="2",
-            MASTER_ADDR="127.0.0.1",
-            MASTER_PORT=port,
-        )
-        for rank in ("0", "1")
-    ]
-    printed = [process.communicate(timeout=300) for process in ranks]
-    assert [process.returncode for process in ranks] == [0, 0], printed
+    among = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    return [start_command(*command, RANK=rank, LOCAL_RANK=rank, TBPIPE_DEBUG="1", **among) for rank in ("0", "1")]
+
+
+def run_two(command: list[str]) -> str:
+    """Run two ranks to their end; gives what the first printed."""
+    ranks = start_two(command)
+    printed = [rank.communicate() for rank in ranks]
+    assert [rank.returncode for rank in ranks] == [0, 0], printed
     return printed[0][0]
 
 
@@ -132,12 +117,17 @@ def test_two_processes_make_the_weights_of_one(folder: Path, alone: Path, tmp_pa
     assert difference(alone, output, folder / UNTRAINED) < 0.01
 
 
-def test_a_run_of_two_goes_on_alone_after_ctrl_c(folder: Path, alone: Path, run: Run, tmp_path: Path) -> None:
+def test_torchruns_run_of_two_goes_on_alone_after_ctrl_c(folder: Path, alone: Path, run: Run, tmp_path: Path) -> None:
     output = tmp_path / "w.safetensors"
-    process = start([*TORCHRUN, *arguments(folder, output)])
-    log = output.with_suffix(".jsonl")
-    while not (log.exists() and steps(output)) and process.poll() is None:
-        time.sleep(0.02)
+    process = subprocess.Popen(
+        (sys.executable, *TORCHRUN, *arguments(folder, output)),
+        cwd=Path(__file__).resolve().parents[2],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "TBPIPE_DEBUG": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    wait_for_a_step(output, process)
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=300)
     assert process.returncode != 0, errors
@@ -149,20 +139,22 @@ def test_a_run_of_two_goes_on_alone_after_ctrl_c(folder: Path, alone: Path, run:
     assert difference(alone, output, folder / UNTRAINED) < 0.01
 
 
-def test_the_end_of_one_process_ends_all(folder: Path, tmp_path: Path) -> None:
+def test_the_end_of_one_process_ends_the_other(folder: Path, tmp_path: Path) -> None:
     output = tmp_path / "w.safetensors"
-    process = start([*TORCHRUN, *arguments(folder, output, "--set", "epochs=500")])
-    log = output.with_suffix(".jsonl")
-    while not (log.exists() and steps(output)) and process.poll() is None:
-        time.sleep(0.02)
-    own = [int(pid) for pid in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
-    workers = [pid for pid in own if b"train" in Path(f"/proc/{pid}/cmdline").read_bytes()]
-    assert len(workers) == 2
-    os.kill(workers[1], signal.SIGKILL)
-    _, errors = process.communicate(timeout=120)
-    assert process.returncode != 0
+    first, second = start_two(arguments(folder, output, "--set", "epochs=500"))
+    wait_for_a_step(output, first)
+    second.kill()
+    _, errors = first.communicate()
+    assert first.returncode != 0
+    assert "another process of this training ended" in errors
     assert not output.exists()
-    assert not any(Path(f"/proc/{pid}").exists() for pid in workers), errors
+
+
+def wait_for_a_step(output: Path, process: subprocess.Popen[str] | Forked) -> None:
+    log = output.with_suffix(".jsonl")
+    while not (log.exists() and steps(output)):
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.02)
 
 
 def test_two_processes_finetune_as_one_does(tmp_path: Path, run: Run) -> None:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import os
-import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -101,20 +99,3 @@ def make_store(directory: Path, num_videos: int, settings: StoreSettings = SETTI
 def queries(num_queries: int) -> list[Query]:
     """Texts that fit some videos."""
     return [Query(f"q{number}", f"video{number} and video{2 * number} w{number % 5}") for number in range(num_queries)]
-
-
-def peak_of_fork(action: Callable[..., object], *arguments: object) -> int:
-    """Peak memory, as the system counts it, of a fork of this process that does ``action``: imports are paid once."""
-    pid = os.fork()
-    if pid == 0:
-        code = 1
-        try:
-            action(*arguments)
-            code = 0
-        except BaseException:
-            traceback.print_exc()
-        finally:
-            os._exit(code)
-    _, status, usage = os.wait4(pid, 0)
-    assert status == 0
-    return usage.ru_maxrss

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -40,9 +37,9 @@ from stages.rerankers.wti import WtiHead, WtiReranker
 from stages.rerankers.xclip import XClipHead, XClipReranker
 from stages.search import open_index
 from stages.video_source import compute
+from tests.forked import start_function
 from tests.stages.corpus import WIDTH, DrawnTexts, file, make_store, outcome, queries, settings_with
 
-ROOT = Path(__file__).parents[2]
 NUM_VIDEOS = 40
 
 
@@ -347,36 +344,33 @@ def test_other_numbers_need_another_format(plain: Store, name: str) -> None:
     np.testing.assert_allclose(found, PINNED[name], rtol=1e-4, atol=1e-4)
 
 
-PREPARE = """
-import sys
-from pathlib import Path
-from index_store.store import Store
-from stages.prepare import prepare
-from tests.stages.test_prepare import ucofia
-print("ready", flush=True)
-prepare(Store.open(Path(sys.argv[1])), ucofia())
-"""
+def prepare_ucofia(directory: Path) -> None:
+    prepare(Store.open(directory), ucofia())
+
+
+def num_prepared(store: Store) -> int:
+    """How many videos the one set has."""
+    with store.snapshot() as snapshot:
+        sets = snapshot.prepared_sets()
+    return sets[0].num_prepared if sets else 0
 
 
 @pytest.mark.slow
 def test_killed_at_any_moment_what_is_there_is_whole(tmp_path: Path) -> None:
     store = make_store(tmp_path / "store", 600)
     with store.writer() as writer:
-        for start in range(600, 1800, 100):
+        for start in range(600, 1000, 100):
             writer.commit([outcome(number) for number in range(start, start + 100)])
     build_index(store)
     expected = ranked(store, ucofia())
     num_before = 0
     for attempt in range(4):
-        command = [sys.executable, "-c", PREPARE, str(store.directory)]
-        with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE) as process:
-            assert process.stdout is not None
-            process.stdout.readline()
-            time.sleep(0.05 + 0.2 * attempt)
-            process.send_signal(signal.SIGKILL)
-        with store.snapshot() as snapshot:
-            sets = snapshot.prepared_sets()
-        num_now = sets[0].num_prepared if sets else 0
+        process = start_function(prepare_ucofia, store.directory)
+        while attempt and num_prepared(store) == num_before and process.poll() is None:
+            time.sleep(0.01)
+        time.sleep(0.05)
+        process.kill()
+        num_now = num_prepared(store)
         assert num_now >= num_before
         num_before = num_now
         assert ranked(store, ucofia()) == expected
