@@ -10,7 +10,7 @@ import argparse
 import importlib
 import sys
 
-NAMES = ("reads", "search", "index", "extract", "memory", "pairs", "prepared", "two_stage", "refresh")
+NAMES = ("reads", "search", "index", "extract", "memory", "startup", "pairs", "prepared", "two_stage", "refresh")
 METHODS = "methods"
 
 

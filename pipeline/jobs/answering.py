@@ -241,10 +241,13 @@ def text_model(store: Store, pretrained: str | None, device: str) -> ClipModel:
 
 def store_model(store: Store, pretrained: str | None, device: str, dtype: str, towers: Towers) -> ClipModel:
     """The model that made the store, in a precision of choice. Raises FingerprintError for other weights."""
-    from stages.models import load_model
+    from stages.models import load_model, load_text_side
 
     pinned = store.settings.model
-    model = load_model(pinned.name, pretrained or pinned.pretrained, device, dtype, towers)
+    if towers == "text" and pretrained is None:
+        model = load_text_side(pinned, device, dtype)
+    else:
+        model = load_model(pinned.name, pretrained or pinned.pretrained, device, dtype, towers)
     found = replace(model.settings(), compute_dtype=pinned.compute_dtype)
     store.settings.require_same(replace(store.settings, model=found), store.directory)
     return model

@@ -13,7 +13,6 @@ from index_store.records import Query, Ranking
 from index_store.runs import output_format, read_queries, write_ranking
 from index_store.store import Store
 from pipeline.jobs.answering import normalisation, open_answering, read_bank
-from pipeline.progress import progress_bar
 
 if TYPE_CHECKING:
     from stages.normalise import Method
@@ -83,6 +82,8 @@ def rerank(job: RerankJob, on_ranking: Callable[[Ranking], None] = lambda rankin
     output_format(job.output)
     queries = read_queries(job.queries)
     bank = read_bank(job.normalise, job.bank)
+    from pipeline.progress import progress_bar
+
     with (
         _answering(store, job, job.normalise, bank) as answers,
         progress_bar("rerank", len(queries), "queries", job.quiet) as advance,

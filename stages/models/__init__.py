@@ -2,6 +2,7 @@
 
     architecture.py   name -> Architecture (which towers, which preprocessing)
     weights.py        tag or path -> weight file -> tensors of one tower, with its SHA-256
+    remembered.py     SHA-256 -> the weight files that had it and look the same
     torchscript.py    the tensors of a TorchScript archive, read as data
     image.py          image towers: pixels -> [CLS] and patches in the joint space
     token_shift.py    TS2-Net's token shift, for CLIP's image towers
@@ -9,7 +10,9 @@
     openai_clip.py    OpenAI's tensor names: sizes of the towers from the shapes
     clip_vip_names.py CLIP-ViP's tensor names -> OpenAI's
     text.py           text towers: token ids -> sentence and words in the joint space
+    text_transformer.py  CLIP's text tower itself, as open_clip has it, but without importing open_clip
     tokenizer.py      text -> token ids
+    byte_pairs.py     CLIP's tokenizer itself, likewise
     clip.py           ClipModel: the towers together, on one device, in one precision
 
 Importing this package imports neither torch nor open_clip.
@@ -21,6 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
+    from index_store.settings import ModelSettings
     from stages.models.clip import ClipModel
 
 MODELS: dict[str, Path] = {"tbpipe-small": Path(__file__).parent / "small"}
@@ -49,6 +53,18 @@ def load_model(
     from stages.models.clip import load
 
     return load(name, pretrained, device, dtype, towers)
+
+
+def load_text_side(pinned: ModelSettings, device: str = "auto", dtype: str = "auto") -> ClipModel:
+    """The text tower of the model that a store's settings name, for queries: as ``load_model``, but sooner.
+
+    A weight file that was hashed before is not hashed again as long as it looks the same (remembered.py), and what
+    depends on images is believed. Whether the weights are the pinned ones is for the caller to check. Errors as of
+    ``load_model``.
+    """
+    from stages.models.clip import load_text_side as load
+
+    return load(pinned, device, dtype)
 
 
 def model_names() -> list[str]:

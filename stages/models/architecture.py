@@ -171,11 +171,16 @@ def _has_no_tokens(config: Mapping[str, Any]) -> bool:
     return isinstance(vision.get("layers"), list) or timm_name.startswith(CONVOLUTION_ONLY)
 
 
-def _built_in_files() -> dict[str, Path]:
+def open_clip_folder() -> Path:
+    """Where open_clip is installed, with its configurations and merges. Raises ComponentMissingError."""
     spec = importlib.util.find_spec("open_clip")
     if spec is None or spec.origin is None:
         raise ComponentMissingError("open_clip is not installed; run: pip install open_clip_torch")
-    return {file.stem: file for file in (Path(spec.origin).parent / "model_configs").glob("*.json")}
+    return Path(spec.origin).parent
+
+
+def _built_in_files() -> dict[str, Path]:
+    return {file.stem: file for file in (open_clip_folder() / "model_configs").glob("*.json")}
 
 
 def _unknown_name(name: str, names: list[str]) -> str:

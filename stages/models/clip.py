@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import math
 from collections.abc import Mapping, Sequence
@@ -15,11 +16,11 @@ from torch import Tensor, nn
 
 from index_store.errors import UsageError
 from index_store.settings import ComputeDtype, ModelSettings
-from stages.models import MODELS, Towers, image, text, token_shift
-from stages.models.architecture import FOLDER_NAME, resolve
+from stages.models import MODELS, Towers, image, remembered, text, token_shift
+from stages.models.architecture import FOLDER_NAME, Architecture, resolve
 from stages.models.tokenizer import Tokenizer
 from stages.models.tokenizer import build as build_tokenizer
-from stages.models.weights import StateReader, WeightSource, fill, find_weights, unfilled
+from stages.models.weights import StateReader, WeightSource, fill, find_pinned, find_weights, unfilled
 from stages.preprocess import normalise
 
 DTYPES: dict[ComputeDtype, torch.dtype] = {
@@ -111,8 +112,7 @@ class ClipModel:
         """P, 1 + patches; known without the image tower's weights too."""
         if self._image is not None:
             return self._image.tokens_per_frame
-        with torch.device("meta"):
-            return image.build(self.architecture).tokens_per_frame
+        return image.tokens_per_frame(self.architecture)
 
     def encode_frames(self, pixels: Tensor) -> Tensor:
         """Pixels [B, 3, S, S], uint8 or float and normalised -> float32 tokens [B, P, D], raw, on the model's device.
@@ -309,20 +309,54 @@ def _fill_up(rows: Tensor, size: int) -> Tensor:
 
 def load(name: str, pretrained: str, device: str, dtype: str, towers: Towers) -> ClipModel:
     """See ``stages.models.load_model``."""
-    chosen_device = choose_device(device)
-    chosen_dtype = choose_dtype(dtype, chosen_device)
-    source = find_weights(resolve(name.removesuffix(token_shift.SUFFIX), pretrained, MODELS), pretrained)
-    if name.endswith(token_shift.SUFFIX):
-        source = replace(source, architecture=replace(source.architecture, token_shift=True))
+    chosen = choose_device(device)
+    architecture = _shifted(resolve(name.removesuffix(token_shift.SUFFIX), pretrained, MODELS), name)
+    return _load(find_weights(architecture, pretrained), None, chosen, choose_dtype(dtype, chosen), towers)
+
+
+def load_text_side(pinned: ModelSettings, device: str, dtype: str) -> ClipModel:
+    """See ``stages.models.load_text_side``."""
+    chosen = choose_device(device)
+    architecture = _shifted(
+        resolve(pinned.name.removesuffix(token_shift.SUFFIX), pinned.pretrained, MODELS), pinned.name
+    )
+    source, digest = find_pinned(architecture, pinned)
+    return _load(source, digest, chosen, choose_dtype(dtype, chosen), "text")
+
+
+def _shifted(architecture: Architecture, name: str) -> Architecture:
+    return replace(architecture, token_shift=name.endswith(token_shift.SUFFIX))
+
+
+def _load(
+    source: WeightSource, known_digest: str | None, device: torch.device, dtype: ComputeDtype, towers: Towers
+) -> ClipModel:
     with ThreadPoolExecutor(1) as pool:
-        digest = pool.submit(source.digest)  # 600 MB take 1.7 s; the interpreter is free meanwhile
+        # 600 MB take 1.7 s; the interpreter is free meanwhile
+        digest = pool.submit(_digest, source) if known_digest is None else _done(known_digest)
         state = StateReader(source.path)
-        model = ClipModel(source, digest, chosen_device, chosen_dtype, math.exp(state.scalar("logit_scale", 0.0)))
+        model = ClipModel(source, digest, device, dtype, math.exp(state.scalar("logit_scale", 0.0)))
         if towers in ("both", "image"):
             model.add_image_tower(state)
         if towers in ("both", "text"):
             model.add_text_tower(state)
     return model
+
+
+def _digest(source: WeightSource) -> str:
+    """The SHA-256, remembered for the next time that nothing but a text tower is wanted."""
+    with contextlib.suppress(OSError):
+        stamps = remembered.stamps_of(source.files)
+        digest = source.digest()
+        remembered.remember(digest, stamps)
+        return digest
+    return source.digest()
+
+
+def _done(digest: str) -> Future[str]:
+    future: Future[str] = Future()
+    future.set_result(digest)
+    return future
 
 
 def choose_device(device: str) -> torch.device:

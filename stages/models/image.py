@@ -70,6 +70,17 @@ def build(architecture: Architecture) -> ImageTower:
     raise UsageError(f"model {architecture.name} has an image tower ({kind}) without usable tokens; {WORKING_KINDS}")
 
 
+def tokens_per_frame(architecture: Architecture) -> int:
+    """P, 1 + patches; told without open_clip for the towers whose settings say it."""
+    vision = architecture.vision
+    if vision.get("timm_model_name") or vision.get("attentional_pool") or architecture.video_kind:
+        with torch.device("meta"):
+            return build(architecture).tokens_per_frame
+    patch = vision.get("patch_size", 16)
+    height, width = (patch, patch) if isinstance(patch, int) else patch
+    return 1 + (architecture.image_size // int(height)) * (architecture.image_size // int(width))
+
+
 class ClipImageTower:
     """open_clip's own VisionTransformer: CLIP, CLIPA, CoCa."""
 

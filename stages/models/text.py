@@ -14,10 +14,11 @@ from torch.nn import functional
 
 from index_store.errors import UsageError
 from stages.models.architecture import Architecture
+from stages.models.text_transformer import TextTransformer, is_plain
 
 
 class TextTower:
-    """open_clip's TextTransformer."""
+    """CLIP's text transformer, or open_clip's for towers of other kinds."""
 
     def __init__(self, module: Any) -> None:
         self.module = module
@@ -28,12 +29,14 @@ class TextTower:
 
     def features(self, ids: Tensor) -> tuple[Tensor, Tensor]:
         """Ids int64 [T, W] -> sentence [T, D], words [T, W, D]."""
-        from open_clip.transformer import text_global_pool
-
         tower = self.module
         words = self._to_joint_space(self.hidden(ids))
+        if isinstance(tower, TextTransformer):
+            return words[torch.arange(len(ids), device=ids.device), ids.argmax(dim=1)], words
         if tower.cls_emb is not None:  # CoCa's class token stands at the end
             return words[:, -1], words[:, :-1]
+        from open_clip.transformer import text_global_pool
+
         return text_global_pool(words, ids, pool_type=tower.pool_type, eos_token_id=tower.eos_id), words
 
     def hidden(self, ids: Tensor, word_mask: Tensor | None = None) -> Tensor:
@@ -107,13 +110,15 @@ class TextTower:
 
 def build(architecture: Architecture) -> TextTower:
     """The text tower of ``architecture``, its weights not yet filled in. Raises UsageError for one not supported."""
-    from open_clip.model import CLIPTextCfg, _build_text_tower
-
+    if is_plain(architecture.text):
+        return TextTower(TextTransformer(architecture.text, architecture.embed_dim, architecture.quick_gelu))
     if architecture.text.get("hf_model_name"):
         raise UsageError(
             f"model {architecture.name} takes its text tower from the transformers library, which is not supported; "
             "use a model with a CLIP text tower, such as ViT-B-32"
         )
+    from open_clip.model import CLIPTextCfg, _build_text_tower
+
     module = _build_text_tower(architecture.embed_dim, CLIPTextCfg(**architecture.text), architecture.quick_gelu)
     return TextTower(module)
 

@@ -8,7 +8,8 @@ from typing import Any
 from torch import Tensor
 
 from index_store.errors import ComponentMissingError
-from stages.models.architecture import HUB_PREFIX, Architecture
+from stages.models.architecture import HUB_PREFIX, Architecture, open_clip_folder
+from stages.models.byte_pairs import BytePairTokenizer
 from stages.models.weights import MERGES_FILE
 
 
@@ -33,14 +34,17 @@ def build(architecture: Architecture) -> Tokenizer:
 
 
 def _byte_pair_tokenizer(architecture: Architecture) -> Tokenizer:
-    from open_clip.tokenizer import SimpleTokenizer
-
     options: dict[str, Any] = dict(architecture.text.get("tokenizer_kwargs") or {})
     merges = architecture.folder / MERGES_FILE if architecture.folder else None
-    if merges is not None and merges.is_file():
-        options["bpe_path"] = str(merges)
+    if merges is None or not merges.is_file():
+        merges = open_clip_folder() / "bpe_simple_vocab_16e6.txt.gz"
     context_length = int(architecture.text.get("context_length", 77))
-    tokenizer = SimpleTokenizer(context_length=context_length, **options)
+    if not options:
+        plain = BytePairTokenizer(merges, context_length)
+        return Tokenizer(plain, context_length, plain.end_id)
+    from open_clip.tokenizer import SimpleTokenizer
+
+    tokenizer = SimpleTokenizer(str(merges), context_length=context_length, **options)
     return Tokenizer(tokenizer, context_length, tokenizer.eot_token_id)
 
 

@@ -22,6 +22,8 @@ from torch.overrides import TorchFunctionMode
 
 from index_store.atomic import replacing
 from index_store.errors import ComponentMissingError, InputError, UsageError
+from index_store.settings import ModelSettings
+from stages.models import remembered
 from stages.models.architecture import (
     CONFIG_FILE,
     FOLDER_NAME,
@@ -57,11 +59,16 @@ class WeightSource:
     companions: tuple[Path, ...] = ()
     """Other files of the model folder that change the numbers: configuration and merges."""
 
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """Every file that changes the numbers, the weights last."""
+        return (*self.companions, self.path)
+
     def digest(self) -> str:
         """SHA-256, hex: of the weight file; of a folder, that of the lines that sha256sum prints for its files."""
         if not self.companions:
             return file_sha256(self.path)
-        lines = [f"{file_sha256(path)}  {path.name}\n" for path in (*self.companions, self.path)]
+        lines = [f"{file_sha256(path)}  {path.name}\n" for path in self.files]
         return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
@@ -83,6 +90,21 @@ def find_weights(architecture: Architecture, pretrained: str) -> WeightSource:
             raise UsageError(f"model {architecture.name} has its own weights: leave {pretrained!r} out, or give a file")
         return _folder_weights(architecture, architecture.folder)
     return _tag_weights(architecture, pretrained)
+
+
+def find_pinned(architecture: Architecture, pinned: ModelSettings) -> tuple[WeightSource, str | None]:
+    """The weight file that a store's settings name, and its SHA-256 where that is known without reading the file.
+
+    The preprocessing is what the settings say: whoever asks has no frames to prepare. Errors as of ``find_weights``.
+    """
+    prepared = replace(
+        architecture,
+        preprocessing=ImagePreprocessing(pinned.mean, pinned.std, pinned.interpolation, pinned.resize_mode),
+    )
+    known = remembered.find(pinned.weights_sha256)
+    if known:
+        return WeightSource(prepared, pinned.pretrained, known[-1], tuple(known[:-1])), pinned.weights_sha256
+    return find_weights(architecture, pinned.pretrained), None
 
 
 def file_sha256(path: Path) -> str:
