@@ -262,8 +262,10 @@ class VectorIndex:
         faiss = _faiss()
         num_gpus = faiss.get_num_gpus() if hasattr(faiss, "StandardGpuResources") else 0
         gpus = range(num_gpus) if gpus is None else gpus
-        if num_gpus == 0 or not all(0 <= gpu < num_gpus for gpu in gpus):
-            return f"FAISS finds {'no GPU' if num_gpus == 0 else f'{num_gpus} GPUs, not number {max(gpus)}'}"
+        if num_gpus == 0 or not gpus:
+            return "FAISS finds no GPU"
+        if not all(0 <= gpu < num_gpus for gpu in gpus):
+            return f"FAISS finds {num_gpus} GPUs, not number {max(gpus)}"
         if len(self._row_ids) == 0:
             return "there are no vectors to search on the GPU"
         reason = ""

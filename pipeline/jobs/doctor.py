@@ -25,6 +25,8 @@ from index_store.settings import SamplingSettings
 State = Literal["ok", "note", "failed"]
 
 _REINSTALL = "install it again: pip install --force-reinstall tbpipe"
+_FAISS_CPU = "search on the CPU: pip uninstall faiss-gpu; pip install faiss-cpu"
+_FAISS_GPU = "for search on the GPU: pip uninstall faiss-cpu; pip install faiss-gpu, built for this GPU"
 _NEEDED = {
     "numpy": "numpy",
     "h5py": "h5py",
@@ -175,6 +177,7 @@ def _gpu() -> str:
     import torch
 
     from stages.decoders.torchcodec import missing_reason
+    from stages.models.clip import choose_devices
 
     if not torch.cuda.is_available():
         if Path("/dev/nvidia0").exists():
@@ -185,20 +188,39 @@ def _gpu() -> str:
     total = torch.ones(64, 64, device="cuda").matmul(torch.ones(64, 64, device="cuda")).sum().item()
     if total != 64.0**3:
         raise TroubleError(f"{names[0]} multiplies wrong", "use --device cpu, and test the card")
+    alike = choose_devices("cuda")
+    if len(alike) < len(names):
+        names.append(f"--device cuda takes the {len(alike)} like the first one, others give other bits")
     reason = missing_reason()
     return f"{', '.join(names)}; {'frames are decoded on the CPU: ' + reason if reason else 'decodes frames, too'}"
 
 
 def _faiss() -> str:
+    import torch
+
     from index_store.vectors import VectorIndex
 
     vectors = np.random.default_rng(0).standard_normal((256, 16)).astype(np.float32)
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     index = VectorIndex.build(lambda: [(np.arange(256), vectors)], 256, 16)
-    reason = index.copy_to_gpus()
     if (index.search(vectors, 1).ids[:, 0] != np.arange(256)).any():
         raise TroubleError("vectors do not find themselves", _REINSTALL, ComponentMissingError.exit_code)
-    return f"finds 256 of 256 vectors on the {'CPU: ' + reason if reason else 'GPU'}"
+    found = "finds 256 of 256 vectors on the CPU"
+    return f"{found}; {_faiss_on_gpus()}" if torch.cuda.is_available() else found
+
+
+def _faiss_on_gpus() -> str:
+    """In a child process: where the CUDA libraries of torch and FAISS do not get on, it crashes."""
+    from pipeline.jobs.gpu_trial import try_gpus, versions
+
+    trial = try_gpus()
+    if trial.crash:
+        remedy = f"{_FAISS_CPU}; until then --device cpu"
+        found = f"beside torch on the GPU it {trial.crash} ({versions()})"
+        raise TroubleError(found, remedy, ComponentMissingError.exit_code)
+    if trial.faiss_reason:
+        raise TroubleError(f"searches on the CPU: {trial.faiss_reason} ({versions()})", _FAISS_GPU, state="note")
+    return f"on {trial.num_gpus} GPU{'s' * (trial.num_gpus > 1)} the same, beside torch ({versions()})"
 
 
 def _model() -> str:
