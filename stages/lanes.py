@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     from stages.models.clip import ClipModel
     from stages.preprocess import Preprocessor
 
+UPLOAD_BYTES = 32 << 20
+"""Frames that go to a GPU at once: on it they grow to five times the bytes, and pinned memory is never given back."""
+
 Result = TypeVar("Result")
 cuda: Any = torch.cuda
 """Its streams and events come without types."""
@@ -187,21 +190,9 @@ class CudaLane(Lane):
 
     def _prepared(self, frames: Tensor) -> Pixels:
         with cuda.stream(self._inputs):
-            try:
-                levels = self._preprocessor(self._uploaded(frames))
-            except torch.OutOfMemoryError:
-                levels = None
-            if levels is None:  # outside of the handler: the error holds what was taken
-                self._free_memory()
-                levels = torch.cat([self._preprocessor(self._uploaded(frame)) for frame in torch.split(frames, 1)])
-            return Pixels(levels, self._inputs.record_event())
-
-    def _uploaded(self, frames: Tensor) -> Tensor:
-        """Frames on this GPU. What torch pins it keeps for reuse, until the copy is done and then for the next one."""
-        if not frames.is_cuda:
-            return frames.pin_memory().to(self.device, non_blocking=True)
-        frames.record_stream(cuda.current_stream(frames.device))  # another stream made them, and is done
-        return frames.to(self.device, non_blocking=True)
+            at_once = max(1, UPLOAD_BYTES // max(1, frames[0].nbytes))
+            pieces = [self._preprocessor(uploaded(piece, self.device)) for piece in torch.split(frames, at_once)]
+            return Pixels(torch.cat(pieces), self._inputs.record_event())
 
     def _encoded(self, batch: Batch) -> Tokens:
         with cuda.stream(self._compute):
@@ -229,6 +220,21 @@ class CudaLane(Lane):
         cuda.synchronize(self.device)
         with cuda.device(self.device):
             cuda.empty_cache()
+
+
+def uploaded(frames: Tensor, device: torch.device) -> Tensor:
+    """Frames of a decoder on ``device``, for the stream that is current there.
+
+    From the CPU they go through pinned memory, so that nobody waits: torch keeps it until the copy is done, and then
+    for the next one. Those that a decoder made on the GPU were made on another stream, which is done with them: the
+    allocator is told that this one reads them.
+    """
+    if device.type != "cuda":
+        return frames.to(device)
+    if not frames.is_cuda:
+        return frames.pin_memory().to(device, non_blocking=True)
+    frames.record_stream(cuda.current_stream(frames.device))
+    return frames.to(device, non_blocking=True)
 
 
 class Lanes(AbstractContextManager["Lanes"]):

@@ -38,8 +38,8 @@ class Preprocessor:
         height, width = self._resized(*pixels.shape[2:])
         if self.resize_mode == "shortest" and max(height, width) > MAX_ASPECT_RATIO * self.size:
             pixels, (height, width) = _crop_long_side(pixels, height, width)
-        if not pixels.is_cpu:
-            pixels = pixels.float()
+        if not pixels.is_cpu:  # in one step with the change to planes, which the kernel needs
+            pixels = pixels.to(torch.float32, memory_format=torch.contiguous_format)
         if (height, width) != tuple(pixels.shape[2:]):
             pixels = functional.interpolate(pixels, (height, width), mode=self.interpolation, antialias=True)
         if not pixels.is_cpu:

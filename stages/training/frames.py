@@ -21,6 +21,7 @@ from index_store.errors import InputError
 from index_store.settings import StoreSettings
 from stages.decode_pool import DecodeResult, DecodeTask
 from stages.errors import REASONS
+from stages.lanes import uploaded
 from stages.preprocess import Preprocessor
 from stages.rerankers.fusion import VideoTokens
 from stages.training.lists import Batch
@@ -93,7 +94,7 @@ class FrameReader:
         """uint8 [n, 3, S, S] on the device, or the reason why there are none."""
         if result.frames is None:
             return result.error.reason_code if result.error else "no_frame"
-        pixels = self._preprocessor(torch.as_tensor(result.frames.frames).to(self._device))
+        pixels = self._preprocessor(uploaded(torch.as_tensor(result.frames.frames), self._device))
         result.release()
         return pixels
 
