@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test slow check format bench clean
+.PHONY: help install demo test fast check format bench claims clean
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
@@ -35,7 +35,10 @@ format: install ## write the formatting
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: install ## measure every stage against its own limit
+bench: install ## measure every stage beside the limits of this machine
+	$(BIN)/tbpipe bench --growth
+
+claims: install ## check the ratios that the README claims
 	$(BIN)/python -m benchmarks
 
 clean: ## remove .venv and caches

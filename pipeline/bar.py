@@ -60,3 +60,30 @@ class Bar(AbstractContextManager["Bar"]):
     def advance(self, count: float) -> None:
         """Move on by ``count``."""
         self._progress.advance(self._task, count)
+
+
+class Steps(AbstractContextManager["Steps"]):
+    """How many steps are done, and the name of the one that runs."""
+
+    def __init__(self, total: int) -> None:
+        self._progress = Progress(
+            MofNCompleteColumn(),
+            TextColumn("{task.description}"),
+            TimeElapsedColumn(),
+            console=Console(stderr=True),
+            transient=True,
+        )
+        self._task = self._progress.add_task("", total=total)
+        self._num_begun = 0
+
+    def __enter__(self) -> Steps:
+        self._progress.start()
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._progress.stop()
+
+    def begin(self, name: str) -> None:
+        """The step before has ended, this one begins."""
+        self._progress.update(self._task, completed=self._num_begun, description=name)
+        self._num_begun += 1

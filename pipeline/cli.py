@@ -12,6 +12,7 @@ from typing import Any
 import click
 
 from pipeline import __version__
+from pipeline.bench_cli import bench
 from pipeline.group import Group
 from pipeline.keep_cli import compact, doctor, repair, verify
 from pipeline.options import (
@@ -593,5 +594,5 @@ def demo(as_json: bool, **options: Any) -> None:
     answer_report.show_demo(run_demo(**options), as_json)
 
 
-for command in (verify, repair, compact, doctor):
+for command in (verify, repair, compact, doctor, bench):
     main.add_command(command)

@@ -19,3 +19,15 @@ def progress_bar(title: str, total: int | None, unit: str, quiet: bool = False) 
 
     with Bar(title, total, unit) as bar:
         yield bar.advance
+
+
+@contextmanager
+def named_steps(total: int, quiet: bool = False) -> Iterator[Callable[[str], None]]:
+    """Give a function that says which step begins: for steps of which each takes another time."""
+    if quiet or not sys.stderr.isatty():
+        yield lambda name: None
+        return
+    from pipeline.bar import Steps
+
+    with Steps(total) as steps:
+        yield steps.begin

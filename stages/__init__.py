@@ -22,6 +22,7 @@
 | train    | training/        | captions, the store's features; frames | weights of a reranker that learns            |
 | import   | import_weights.py | a released checkpoint                 | a model for extract, a head for rerank       |
 | evaluate | evaluate.py      | captions, both views                   | recall and ranks, exact over the whole store |
+| bench    | bench/           | each of the above                      | how near to this machine's limits it comes   |
 
 synthetic/ draws the videos that the project's own model, demo and tests live on.
 

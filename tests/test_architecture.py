@@ -23,7 +23,13 @@ DOORS = {
     "faiss": {"index_store/vectors.py"},
     "decord": {"stages/decoders/decord.py"},
     "torchcodec": {"stages/decoders/torchcodec.py"},
-    "click": {"pipeline/cli.py", "pipeline/keep_cli.py", "pipeline/group.py", "pipeline/options.py"},
+    "click": {
+        "pipeline/bench_cli.py",
+        "pipeline/cli.py",
+        "pipeline/group.py",
+        "pipeline/keep_cli.py",
+        "pipeline/options.py",
+    },
     "sqlite3": {"index_store/catalog.py", "index_store/catalog_schema.py"},
 }
 

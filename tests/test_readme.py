@@ -44,7 +44,7 @@ def test_every_exit_code_is_documented() -> None:
     assert codes <= documented
 
 
-@pytest.mark.parametrize("target", ["demo", "test", "bench", "check", "fast"])
+@pytest.mark.parametrize("target", ["demo", "test", "bench", "claims", "check", "fast"])
 def test_make_targets_of_the_readme_exist(target: str) -> None:
     assert f"make {target}" in README
     assert f"\n{target}: install" in (ROOT / "Makefile").read_text("utf-8")

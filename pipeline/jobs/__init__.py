@@ -5,5 +5,5 @@
 | extract.py | extract                                        |
 | rerank.py  | rerank, search                                 |
 | upkeep.py  | index, info, quarantine                        |
-| evaluate.py, train.py, import_weights.py | what they are called     |
+| evaluate.py, train.py, import_weights.py, bench.py | what they are called |
 """
