@@ -10,7 +10,19 @@ import argparse
 import importlib
 import sys
 
-NAMES = ("reads", "search", "index", "extract", "memory", "startup", "pairs", "prepared", "two_stage", "refresh")
+NAMES = (
+    "reads",
+    "search",
+    "index",
+    "extract",
+    "memory",
+    "startup",
+    "pairs",
+    "prepared",
+    "two_stage",
+    "rerank",
+    "refresh",
+)
 METHODS = "methods"
 
 

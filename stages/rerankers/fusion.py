@@ -255,18 +255,30 @@ class EquivariantHead(nn.Module):
 
     def forward(self, state: Tensor, found: Findings, broad: Tensor, is_candidate: Tensor) -> Tensor:
         """Delta [G, N]."""
-        matched = _rows(state, self.match)
         values = linear(found.gathered, self.value.weight)
-        fit = (found.gathered * matched).sum(dim=-1)
-        if self.is_listwise:  # d_k = g_k - mean_j g_j, after V and U_r, which are linear and give far fewer numbers
+        fit = (found.gathered * self.matched(state)).sum(dim=-1)
+        return self.score(state, found.evidence, values, fit, broad, is_candidate)
+
+    def matched(self, state: Tensor) -> Tensor:
+        """What is compared with what was gathered, U_r I: [..., M - 1, D] -> [..., (M - 1) * H, D]."""
+        return _rows(state, self.match)
+
+    def score(
+        self, state: Tensor, evidence: Tensor, values: Tensor, fit: Tensor, broad: Tensor, is_candidate: Tensor
+    ) -> Tensor:
+        """Delta [G, N] from V g [G, N, R, _VALUES] and I U_r g [G, N, R], from which the mean over j is taken off here.
+
+        Of state [G, T, M - 1, D], evidence [G, N, R], broad and is_candidate [G, N].
+        """
+        if self.is_listwise:
             values = values - _mean(values, is_candidate)
             fit = fit - _mean(fit, is_candidate)
-            share = _log_share(found.evidence, is_candidate)
+            share = _log_share(evidence, is_candidate)
             lead = broad - broad.masked_fill(~is_candidate, NEVER).amax(dim=1, keepdim=True)
         else:
-            share, lead = torch.zeros_like(found.evidence), broad
+            share, lead = torch.zeros_like(evidence), broad
         values = (_GATHERED * values + self.value.bias).flatten(2)
-        features = torch.cat([values, 0.1 * found.evidence, 5 * fit, 0.2 * share, 0.2 * lead.unsqueeze(-1)], dim=-1)
+        features = torch.cat([values, 0.1 * evidence, 5 * fit, 0.2 * share, 0.2 * lead.unsqueeze(-1)], dim=-1)
         features = features.masked_fill(~is_candidate.unsqueeze(-1), 0.0)
         hidden = _through(self.enter, features) + _through(self.asked, _ASKED * state.flatten(2))
         hidden = self.compare(hidden, is_candidate, self.is_listwise)

@@ -1,7 +1,7 @@
 """TokenBinder's fusion network over stored tokens: one pass over the videos of a batch for all its queries.
 
 The same numbers as ``FusionNetwork.forward``, for use without gradients. What a (query, video) pair costs with R rows
-(indicators x heads) and L tokens of width D: two products of R x L x D, and nothing else of that size.
+(indicators x heads) and L tokens of width D: one product of L x D with D x (2 R + 8), and nothing else of that size.
 
 - A stored video is converted once and then visited by all its queries.
 - Tokens are not brought to unit length: their lengths [L] divide the logits and the weights instead, and the scales of
@@ -25,7 +25,15 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from stages.rerankers.fixed_shape import linear
-from stages.rerankers.fusion import NEVER, Findings, FusionNetwork, Gathering, interpolation, moments_of
+from stages.rerankers.fusion import (
+    NEVER,
+    EquivariantHead,
+    Findings,
+    FusionNetwork,
+    Gathering,
+    interpolation,
+    moments_of,
+)
 
 _BLOCK_BYTES = {"cpu": 10 << 20, "cuda": 1 << 30}
 """Converted tokens that are looked at together; on a CPU they stay in its cache."""
@@ -53,10 +61,6 @@ class _Pairs:
     texts: NDArray[np.int64]
     videos: NDArray[np.int64]
     cells: NDArray[np.int64]
-
-    def __getitem__(self, rows: NDArray[np.int64]) -> _Pairs:
-        """Some of them, or all in another order."""
-        return _Pairs(self.texts[rows], self.videos[rows], self.cells[rows])
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,92 +97,165 @@ def score_lists(
     rows = normalize(indicators, dim=-1)
     state = rows[torch.from_numpy(texts_of.clip(min=0)).to(rows.device)]
     for block, takes_in in zip(network.blocks, network.takes_in, strict=False):
-        state = takes_in(state, _sweep(block, rows, videos, pairs, shape), is_candidate)
+        state = takes_in(state, _gather(_Sweep(block, rows, videos, pairs, shape)), is_candidate)
         rows = state.flatten(0, 1)
         own = np.broadcast_to(np.arange(len(rows)).reshape(state.shape[:2]), shape)
         pairs = _Pairs(own[real], pairs.videos, pairs.cells)
-    delta: Tensor = network.head(state, _sweep(network.blocks[-1], rows, videos, pairs, shape), broad, is_candidate)
+    sweep, head = _Sweep(network.blocks[-1], rows, videos, pairs, shape), network.head
+    if isinstance(head, EquivariantHead):
+        digest = _Digest(sweep, head)
+        sweep.run(digest)
+        delta = head.score(state, sweep.evidence(), *digest.lists(), broad, is_candidate)
+    else:
+        delta = head(state, _gather(sweep), broad, is_candidate)
     return delta.masked_fill(~is_candidate, 0.0)
 
 
-def _sweep(block: nn.Module, state: Tensor, videos: StoredTokens, pairs: _Pairs, shape: tuple[int, int]) -> Findings:
-    """What the texts state [T, M - 1, D] find in the videos of their lists, 0 where there is no candidate."""
-    assert isinstance(block, Gathering)
-    buffer = _empty_block(videos.tokens, len(pairs.videos))
-    order, plan = _plan(pairs.videos, len(buffer))
-    pairs = pairs[order]
-    search = _Search(block, state, videos, pairs)
-    for rows, looks in plan:
-        raw = _loaded(videos.tokens, rows, buffer)
-        per_length = torch.linalg.vector_norm(raw, dim=-1, dtype=torch.float32).clamp_min_(_SHORTEST).reciprocal_()
-        for look in looks:
-            search.look(look, raw, per_length)
-    return search.findings(shape)
+class _Sweep:
+    """One pass over the videos: n pairs, in the order of a plan, of T texts that ask with R rows each."""
 
+    def __init__(
+        self, block: nn.Module, state: Tensor, videos: StoredTokens, pairs: _Pairs, shape: tuple[int, int]
+    ) -> None:
+        """Of texts state [T, M - 1, D]; shape of the lists, [G, N]."""
+        assert isinstance(block, Gathering)
+        self.state = state
+        self._shape, self._stored = shape, videos.tokens
+        self._buffer = _empty_block(videos.tokens, len(pairs.videos))
+        order, self._blocks = _plan(pairs.videos, len(self._buffer))
+        self._cells = torch.from_numpy(pairs.cells[order]).to(state.device)
+        self.texts = torch.from_numpy(pairs.texts[order]).to(state.device)
+        seen = torch.from_numpy(pairs.videos[order]).to(state.device)
 
-class _Search:
-    """What pairs ask for, in the order of the plan, and what they found so far. n pairs of T texts with R rows each."""
-
-    def __init__(self, block: Gathering, state: Tensor, videos: StoredTokens, pairs: _Pairs) -> None:
         num_places = videos.tokens.shape[2]
-        half = torch.float16 if state.device.type == "cuda" else torch.float32
-        seen = torch.from_numpy(pairs.videos).to(state.device)
-        self._cells = torch.from_numpy(pairs.cells).to(state.device)
-        self._texts = torch.from_numpy(pairs.texts).to(state.device)
-        self._asked = block.asked(state).transpose(1, 2).contiguous().to(half)  # [T, D, R]
+        self._asked = block.asked(state).transpose(1, 2)  # [T, D, R]
         times, self._by_place = block.asked_when_and_where(state, num_places)  # [T, R, S], [T, R, P]
         moments = moments_of(videos.frame_mask)
         self._between = interpolation(moments)[seen]  # [n, F, S]
-        by_time = torch.bmm(times[self._texts], self._between.transpose(1, 2))
+        by_time = torch.bmm(times[self.texts], self._between.transpose(1, 2))
         slopes = block.slope.repeat(by_time.shape[1] // len(block.slope))
         by_time += slopes[:, None] * (moments - 0.5)[seen, None]
         self._by_time = by_time.masked_fill_(~videos.frame_mask[seen, None], NEVER)  # [n, R, F]
-        self._tables = torch.cat([block.time, block.places(num_places)])  # [S + P, D]
         self._num_real = videos.frame_mask.sum(dim=-1).clamp_min(1)[seen, None] * num_places
-        number, num_rows = by_time.shape[:2]
-        self._gathered = state.new_empty(number, num_rows, state.shape[-1])
-        self._where = state.new_empty(number, num_rows, len(self._tables))
-        self._highest = state.new_empty(number, num_rows, 1)
-        self._total = state.new_empty(number, num_rows, 1)
 
-    def look(self, look: _Look, raw: Tensor, per_length: Tensor) -> None:
-        """Let some pairs find what they ask for in a block of videos, raw [c, L, D] with 1 / lengths [c, L]."""
-        here = look.pairs
-        texts = self._texts[here]
+        self.tables = torch.cat([block.time, block.places(num_places)])
+        """What is known of a token's time and place, [S + P, D]."""
+        number, num_rows = by_time.shape[:2]
+        self.where = state.new_empty(number, num_rows, len(self.tables))
+        """The weights of those, [n, R, S + P]."""
+        self.total = state.new_empty(number, num_rows, 1)
+        """What all weights [n, R, 1] are still to be divided by."""
+        self._highest = torch.empty_like(self.total)
+
+    def run(self, keeper: _Gathered | _Digest) -> None:
+        """Let every pair look, and ``keeper`` keep what it found."""
+        asked = torch.cat([self._asked, keeper.columns], dim=-1).to(self._buffer.dtype)
+        for rows, looks in self._blocks:
+            raw = _loaded(self._stored, rows, self._buffer)
+            per_length = torch.linalg.vector_norm(raw, dim=-1, dtype=torch.float32).clamp_min_(_SHORTEST).reciprocal_()
+            for look in looks:
+                self._look(look, raw, per_length, asked, keeper)
+        keeper.finish()
+
+    def _look(self, look: _Look, raw: Tensor, per_length: Tensor, asked: Tensor, keeper: _Gathered | _Digest) -> None:
+        """Some pairs in a block of videos: raw [c, L, D], 1 / lengths [c, L]; asked [T, D, R + more]."""
+        here, texts = look.pairs, self.texts[look.pairs]
         number, num_times = len(texts), self._between.shape[2]
         if isinstance(look.videos, int):
             tokens = raw[look.videos].expand(number, -1, -1)
             per_length = per_length[look.videos].expand(number, -1)
         else:
             tokens, per_length = raw[look.videos], per_length[look.videos]
-        products = _bmm(tokens, self._asked[texts])
-        weights = self._by_time[here, :, :, None] + self._by_place[texts, :, None, :]  # [n, R, F, P]
-        grid = (number, *weights.shape[2:])
-        weights.addcmul_(products.view(*grid, -1).permute(0, 3, 1, 2), per_length.view(number, 1, *grid[1:]))
+        products = _bmm(tokens, asked[texts])
+        weights = self._by_time[here, :, :, None] + self._by_place[texts, :, None, :]
+        _, num_rows, num_frames, num_places = weights.shape
+        of_tokens = products.view(number, num_frames, num_places, -1)[..., :num_rows].permute(0, 3, 1, 2)
+        weights.addcmul_(of_tokens, per_length.view(number, 1, num_frames, num_places))
         flat = weights.flatten(2)
         torch.amax(flat, dim=-1, keepdim=True, out=self._highest[here])
         flat.sub_(self._highest[here]).exp_()
-        by_time, by_place = weights.sum(dim=3), weights.sum(dim=2)
-        torch.sum(by_time, dim=-1, keepdim=True, out=self._total[here])
-        where = self._where[here]
+        by_time = weights.sum(dim=3)
+        torch.sum(by_time, dim=-1, keepdim=True, out=self.total[here])
+        where = self.where[here]
         where[:, :, :num_times] = torch.bmm(by_time, self._between[here])
-        where[:, :, num_times:] = by_place
-        _bmm_into(self._gathered[here], flat.mul_(per_length.unsqueeze(1)), tokens)
+        where[:, :, num_times:] = weights.sum(dim=2)
+        keeper.keep(here, flat.mul_(per_length.unsqueeze(1)), products[:, :, num_rows:], tokens)
 
-    def findings(self, shape: tuple[int, int]) -> Findings:
-        """All of it, as lists."""
-        evidence = (self._total.log() + self._highest).squeeze(-1) - self._num_real.log()
-        self._gathered += linear(self._where, self._tables.T)
-        self._gathered /= self._total
-        return Findings(self._in_lists(evidence, shape), self._in_lists(self._gathered, shape))
+    def evidence(self) -> Tensor:
+        """Log of the mean of exp a over each video's tokens, [G, N, R]."""
+        return self.lists((self.total.log() + self._highest).squeeze(-1) - self._num_real.log())
 
-    def _in_lists(self, found: Tensor, shape: tuple[int, int]) -> Tensor:
-        """[n, ...] -> [G, N, ...], 0 where there is no candidate."""
-        number = shape[0] * shape[1]
-        make = found.new_empty if number == len(found) else found.new_zeros
-        lists = make(number, *found.shape[1:])
+    def lists(self, found: Tensor) -> Tensor:
+        """What pairs found, [n, ...] -> [G, N, ...], 0 where there is no candidate."""
+        number = self._shape[0] * self._shape[1]
+        lists = (found.new_empty if number == len(found) else found.new_zeros)(number, *found.shape[1:])
         lists[self._cells] = found
-        return lists.view(*shape, *found.shape[1:])
+        return lists.view(*self._shape, *found.shape[1:])
+
+
+class _Gathered:
+    """Keeps the mean token that each row found, [n, R, D]: what the next block and the positional head take in."""
+
+    def __init__(self, sweep: _Sweep) -> None:
+        self._sweep = sweep
+        self.columns = sweep.state.new_empty(len(sweep.state), sweep.state.shape[-1], 0)
+        self._gathered = sweep.state.new_empty(*sweep.where.shape[:2], sweep.state.shape[-1])
+
+    def keep(self, here: slice, weights: Tensor, products: Tensor, tokens: Tensor) -> None:
+        """Keep weights [n, R, L] x tokens [n, L, D]."""
+        _bmm_into(self._gathered[here], weights, tokens)
+
+    def finish(self) -> None:
+        """Time and place come in."""
+        self._gathered += linear(self._sweep.where, self._sweep.tables.T)
+        self._gathered /= self._sweep.total
+
+    def lists(self) -> Tensor:
+        """[G, N, R, D]."""
+        return self._sweep.lists(self._gathered)
+
+
+class _Digest:
+    """Keeps only what the equivariant head makes of the mean token g, V g and I U_r g.
+
+    Both are linear, so they are taken of every token, V f and I U_r f, in the product that gives the logits: tokens are
+    read from memory once, and not a second time to gather them.
+    """
+
+    def __init__(self, sweep: _Sweep, head: EquivariantHead) -> None:
+        self._sweep = sweep
+        self._matched, self._value = head.matched(sweep.state), head.value.weight
+        value = self._value.T.expand(len(self._matched), -1, -1)
+        self.columns = torch.cat([self._matched.transpose(1, 2), value], dim=-1)  # [T, D, R + _VALUES]
+        number, num_rows = sweep.where.shape[:2]
+        self._fit = sweep.state.new_empty(number, num_rows, 1)
+        self._values = sweep.state.new_empty(number, num_rows, len(self._value))
+
+    def keep(self, here: slice, weights: Tensor, products: Tensor, tokens: Tensor) -> None:
+        """Of weights [n, R, L], which are no longer needed, and products [n, L, R + _VALUES]."""
+        num_rows = weights.shape[1]
+        torch.bmm(weights, products[:, :, num_rows:], out=self._values[here])
+        torch.sum(weights.mul_(products[:, :, :num_rows].transpose(1, 2)), dim=-1, keepdim=True, out=self._fit[here])
+
+    def finish(self) -> None:
+        """Time and place come in."""
+        sweep = self._sweep
+        self._values += linear(sweep.where, linear(sweep.tables, self._value).T)
+        self._values /= sweep.total
+        fits = linear(self._matched, sweep.tables)[sweep.texts]
+        self._fit += fits.mul_(sweep.where).sum(dim=-1, keepdim=True)
+        self._fit /= sweep.total
+
+    def lists(self) -> tuple[Tensor, Tensor]:
+        """V g [G, N, R, _VALUES] and I U_r g [G, N, R]."""
+        return self._sweep.lists(self._values), self._sweep.lists(self._fit.squeeze(-1))
+
+
+def _gather(sweep: _Sweep) -> Findings:
+    """Everything that was found."""
+    gathered = _Gathered(sweep)
+    sweep.run(gathered)
+    return Findings(sweep.evidence(), gathered.lists())
 
 
 # -- the order in which pairs are scored -------------------------------------------------------------------------------

@@ -79,7 +79,7 @@ def test_it_gives_the_numbers_of_the_network(config: FusionConfig, is_turned: bo
     assert torch.allclose(found, expected, atol=1e-5)
 
 
-@pytest.mark.parametrize("num_threads", [1, 2])
+@pytest.mark.parametrize("num_threads", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_list_is_scored_to_the_same_bits_in_any_batch(num_threads: int) -> None:
     torch.manual_seed(0)
     network = FusionNetwork(FusionConfig(width=512, num_places=3, num_blocks=2))
@@ -96,7 +96,7 @@ def test_a_list_is_scored_to_the_same_bits_in_any_batch(num_threads: int) -> Non
         together = score_lists(network, indicators, videos, own, videos_of, broad)
         torch.set_num_threads(num_threads)
         try:
-            for rows in (slice(3, 4), slice(11, 16), slice(0, 29)):
+            for rows in (slice(3, 4), slice(0, 29)):
                 alone = score_lists(network, indicators, videos, own[rows], videos_of[rows], broad[rows])
                 assert torch.equal(alone, together[rows])
         finally:
