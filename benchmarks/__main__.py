@@ -1,7 +1,7 @@
 """``python -m benchmarks [NAME...]``: claims on stderr, a JSON object a line on stdout; exit code 1 when one misses.
 
 What takes longer is a command of its own: ``python -m benchmarks methods [OPTION...]``, every method in one table, and
-``python -m benchmarks.ablation``, for hours.
+``python -m benchmarks.ablation``, for hours, and ``python -m benchmarks.peers``, other tools beside this one.
 """
 
 from __future__ import annotations
