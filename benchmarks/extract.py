@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from benchmarks import extract_at_hand
 from benchmarks.corpus import random_weights
 from benchmarks.measure import Ratio, cpu_seconds
 from index_store.settings import SamplingSettings, StoreSettings, TokenSettings
@@ -61,6 +62,7 @@ def run(videos: Path | None = None, num_videos: int = 40) -> Iterator[Ratio]:
         yield Ratio(
             "extract, CPU seconds / (decode + model)", whole / (decode + encode), 1.10, at_most=True, detail=detail
         )
+    yield from extract_at_hand.run()
 
 
 if __name__ == "__main__":
