@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from stages.index import IndexReport
     from stages.prepare import PrepareReport
 
+_LONG_SECONDS = 30
+"""An extract that took longer says what it waited for."""
+
 
 def show_estimate(estimate: Estimate, as_json: bool) -> None:
     """Print what extract would do."""
@@ -69,6 +72,11 @@ def show_extract(result: ExtractResult, as_json: bool) -> None:
     ]
     counted = ", ".join(f"{count} {name}" for count, name in parts if count)
     print(f"{result.num_files} videos: {counted or 'nothing to do'}")
+    seconds = report.seconds_for_frames + report.seconds_for_tokens
+    if seconds >= _LONG_SECONDS:
+        share = 100 * report.seconds_for_frames / seconds
+        bounds = f"{share:.0f} % of the time went into waiting for decoders, {100 - share:.0f} % into the model"
+        remark(f"{report.num_frames / seconds:.1f} frames a second; {bounds}")
     if report.quarantined:
         reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(report.reasons.items()))
         remark(f"newly quarantined: {reasons}; 'tbpipe quarantine --store {result.store}' says why for each")

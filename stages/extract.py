@@ -74,6 +74,10 @@ class ExtractReport:
     """Number of quarantined videos for each reason code."""
     num_frames: int = 0
     """Frames that went through the model."""
+    seconds_for_frames: float = 0.0
+    """Wall time in which nothing was at hand to be given to a device: decoding is the bound."""
+    seconds_for_tokens: float = 0.0
+    """Wall time in which every device had enough to do: the model, or the way to it, is the bound."""
     interrupted: bool = False
 
     def count(self, outcome: VideoOutcome) -> None:
@@ -125,6 +129,7 @@ def extract(
     """
     report = ExtractReport()
     copies = _Copies()
+    for_frames, for_tokens = _Stopwatch(), _Stopwatch()
     models = [model.on(device) for device in devices or [model.device]]
     with (
         _Committer(writer, options) as committer,
@@ -141,17 +146,45 @@ def extract(
                 committer.add(outcome)
                 on_video(outcome)
 
-        for (file, _), result in zip(files, feed.results(should_stop), strict=False):
+        for (file, _), result in zip(files, for_frames.over(feed.results(should_stop)), strict=False):
             pending = _Pending.of(file, result, copies.is_copy(result))
             assembly.append(pending)
             if pending.needs_frames and result.frames is not None:
-                batches.add(pending, result.frames.frames)
+                with for_tokens:
+                    batches.add(pending, result.frames.frames)
             result.release()
             hand_over()
-        batches.flush()
+        with for_tokens:
+            batches.flush()
         hand_over()
         report.interrupted = should_stop() and report.finished < len(files)
+    report.seconds_for_frames = round(for_frames.seconds, 3)
+    report.seconds_for_tokens = round(for_tokens.seconds, 3)
     return report
+
+
+class _Stopwatch(AbstractContextManager["_Stopwatch"]):
+    """Wall time spent within ``with``, or in getting the next of ``over``."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        self._began = 0.0
+
+    def __enter__(self) -> _Stopwatch:
+        self._began = time.monotonic()
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.seconds += time.monotonic() - self._began
+
+    def over(self, items: Iterator[DecodeResult]) -> Iterator[DecodeResult]:
+        """The same items."""
+        while True:
+            with self:
+                item = next(items, None)
+            if item is None:
+                return
+            yield item
 
 
 @dataclass(slots=True, eq=False)
