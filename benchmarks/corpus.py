@@ -2,58 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
-
-from index_store.records import VideoFeatures, VideoFile, VideoOutcome
-from index_store.settings import ModelSettings, SamplingSettings, StoreSettings, TokenSettings
+from index_store.settings import StoreSettings
 from index_store.store import Store
+from stages.bench.data import drawn_features as features_of
+from stages.bench.data import drawn_store, store_settings
+
+__all__ = ["FRAMES", "TOKENS", "WIDTH", "features_of", "random_store", "random_weights", "settings"]
 
 FRAMES, TOKENS, WIDTH = 12, 50, 512
 """ViT-B/32 at 224 pixels."""
-_PER_COMMIT = 100
 
 
 def settings(frames: int = FRAMES, tokens: int = TOKENS, width: int = WIDTH) -> StoreSettings:
     """Settings of a store whose features nobody computed."""
-    model = ModelSettings(
-        "random", "", "0" * 64, width, tokens, 224, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), "bicubic", "shortest", "float32"
-    )
-    return StoreSettings(model, SamplingSettings("uniform", frames), TokenSettings("float16", "all"))
+    return store_settings(frames, tokens, width)
 
 
 def random_store(directory: Path, num_videos: int, shape: StoreSettings | None = None) -> Store:
-    """A store of random features: the arrays are drawn once and shifted for each video, because drawing is slow."""
-    store = Store.create(directory, shape or settings())
-    with store.writer() as writer:
-        outcomes: list[VideoOutcome] = []
-        for number, features in enumerate(features_of(store.settings, num_videos)):
-            file = VideoFile(f"{number:07d}.mp4", directory / f"{number:07d}.mp4", 1, 1, 1)
-            outcomes.append(VideoOutcome(file, "ok", f"{number:064x}", 10.0, "none", features=features))
-            if len(outcomes) == _PER_COMMIT or number + 1 == num_videos:
-                writer.commit(outcomes)
-                outcomes = []
-    return store
-
-
-def features_of(shape: StoreSettings, num_videos: int) -> Iterator[VideoFeatures]:
-    """Random ones, each differently shifted."""
-    rng = np.random.default_rng(0)
-    frames, _, width = shape.token_shape
-    drawn = rng.standard_normal(shape.token_shape, np.float32).astype(np.float16)
-    for _ in range(num_videos):
-        pooled = rng.standard_normal(width, np.float32)
-        tokens = np.roll(drawn, int(rng.integers(drawn.size)))
-        yield VideoFeatures(
-            tokens=tokens,
-            token_scales=None,
-            frame_mask=np.ones(frames, np.bool_),
-            timestamps_seconds=np.arange(frames, dtype=np.float64),
-            frame_embeddings=tokens[:, 0],
-            pooled=pooled / np.linalg.norm(pooled),
-        )
+    """A store of random features."""
+    return drawn_store(directory, num_videos, shape or settings())
 
 
 def random_weights(path: Path, model: str = "ViT-B-32") -> Path:

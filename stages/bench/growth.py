@@ -6,7 +6,7 @@ import functools
 import math
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,16 +21,28 @@ from stages.bench.records import Growth, GrowthPoint
 from stages.bench.scale import GrowthSizes
 from stages.rerankers import TOKEN_BINDER
 
-MEMORY_BYTES = 512 << 20
 USUAL_METHODS = ("eercf", TOKEN_BINDER)
 """One that scores pairs, and the one that compares candidates."""
 
 
+Shape = tuple[int, int, int]
+"""F x P x D."""
 Step = tuple[str, Callable[[], Growth]]
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """What does not change."""
+
+    shape: Shape
+    """Of a video."""
+    top_k: int
+    memory_bytes: int
 
 
 def growth_steps(
     sizes: GrowthSizes,
+    setting: Setting,
     methods: Sequence[str],
     folder: Path,
     device: torch.device,
@@ -39,7 +51,7 @@ def growth_steps(
     watch: Watch,
 ) -> Iterator[Step]:
     """What is to be measured, by name."""
-    measure = _Measure(folder, device, yardsticks, repetitions, watch)
+    measure = _Measure(setting, folder, device, yardsticks, repetitions, watch)
     yield "growth of the broad view", functools.partial(measure.broad, sizes)
     for method in methods:
         yield f"growth of {method} with the corpus", functools.partial(measure.corpus, sizes, method)
@@ -50,8 +62,9 @@ def growth_steps(
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Measure:
-    """Everything that does not change."""
+    """How to measure."""
 
+    setting: Setting
     folder: Path
     device: torch.device
     yardsticks: Mapping[str, Yardstick]
@@ -60,51 +73,66 @@ class _Measure:
 
     def broad(self, sizes: GrowthSizes) -> Growth:
         """One batch of queries over more and more vectors."""
-        vectors = drawn_vectors(max(sizes.vectors), sizes.width)
+        width = self.setting.shape[2]
+        vectors = drawn_vectors(max(sizes.vectors), width)
         queries = vectors[: sizes.num_queries].copy()
         stages = ((number, broad_view(built(vectors[:number]), queries, 50, self.device)) for number in sizes.vectors)
-        return self._grown("broad view", "videos", stages, f"{len(queries)} queries at once, width {sizes.width}")
+        return self._grown("broad view", "videos", stages, f"{len(queries)} queries at once, width {width}")
 
     def corpus(self, sizes: GrowthSizes, method: str) -> Growth:
         """The same K candidates of more and more videos, small ones."""
-        shape = (min(4, sizes.frames), min(5, sizes.tokens), min(128, sizes.width))
+        frames, tokens, width = self.setting.shape
+        shape = (min(4, frames), min(5, tokens), min(128, width))
         stages = self._over_stores(sizes, method, ((number, number, shape) for number in sizes.corpora))
-        return self._grown(f"rerank, {method}", "videos", stages, f"K = {sizes.top_k}, videos of {_of(shape)}")
+        return self._grown(f"rerank, {method}", "videos", stages, f"K = {self.setting.top_k}, videos of {_of(shape)}")
 
     def candidates(self, sizes: GrowthSizes, method: str) -> Growth:
         """More and more candidates."""
-        shape = (sizes.frames, sizes.tokens, sizes.width)
+        shape = self.setting.shape
         with self._store(sizes.num_videos, shape) as store:
             stages = self._with_each(store, sizes, method)
             return self._grown(f"rerank, {method}", "K", stages, f"{sizes.num_videos} videos of {_of(shape)}")
 
     def frames(self, sizes: GrowthSizes, method: str) -> Growth:
         """More and more frames."""
-        shapes = ((number, sizes.num_videos, (number, sizes.tokens, sizes.width)) for number in sizes.frame_counts)
+        frames, tokens, width = self.setting.shape
+        numbers = _distinct(frames, sizes.frames)
+        shapes = ((number, sizes.num_videos, (number, tokens, width)) for number in numbers)
         stages = self._over_stores(sizes, method, shapes)
-        return self._grown(f"rerank, {method}", "frames", stages, f"K = {sizes.top_k}, {sizes.tokens} tokens a frame")
+        return self._grown(f"rerank, {method}", "frames", stages, f"K = {self.setting.top_k}, {tokens} tokens a frame")
 
     def tokens(self, sizes: GrowthSizes, method: str) -> Growth:
         """More and more tokens of a frame."""
-        shapes = ((number, sizes.num_videos, (sizes.frames, number, sizes.width)) for number in sizes.token_counts)
+        frames, tokens, width = self.setting.shape
+        numbers = _distinct(tokens, sizes.tokens)
+        shapes = ((number, sizes.num_videos, (frames, number, width)) for number in numbers)
         stages = self._over_stores(sizes, method, shapes)
-        return self._grown(f"rerank, {method}", "tokens a frame", stages, f"K = {sizes.top_k}, {sizes.frames} frames")
+        return self._grown(f"rerank, {method}", "tokens a frame", stages, f"K = {self.setting.top_k}, {frames} frames")
 
     def _over_stores(
-        self, sizes: GrowthSizes, method: str, shapes: Iterator[tuple[int, int, tuple[int, int, int]]]
+        self, sizes: GrowthSizes, method: str, shapes: Iterator[tuple[int, int, Shape]]
     ) -> Iterator[tuple[int, Stage]]:
         """A stage over a store of each shape; the store is gone when the next one is asked for."""
         for size, num_videos, shape in shapes:
-            with self._store(num_videos, shape) as store, _opened(store, sizes, sizes.top_k, self.device) as reranking:
+            with self._store(num_videos, shape) as store, self._opened(store, sizes, self.setting.top_k) as reranking:
                 yield size, reranking.stage(method)
 
     def _with_each(self, store: Store, sizes: GrowthSizes, method: str) -> Iterator[tuple[int, Stage]]:
         for top_k in sizes.candidates:
-            with _opened(store, sizes, top_k, self.device) as reranking:
+            with self._opened(store, sizes, top_k) as reranking:
                 yield top_k, reranking.stage(method)
 
     @contextmanager
-    def _store(self, num_videos: int, shape: tuple[int, int, int]) -> Iterator[Store]:
+    def _opened(self, store: Store, sizes: GrowthSizes, top_k: int) -> Iterator[Reranking]:
+        """Queries over all videos of a store."""
+        with store.snapshot() as snapshot:
+            ids, pooled = first_videos(snapshot)
+            texts = DrawnTexts(pooled, sizes.num_queries, self.device)
+            index = built(pooled, ids, snapshot.commit_number)
+            yield Reranking(snapshot, index, texts, top_k, self.setting.memory_bytes, self.device)
+
+    @contextmanager
+    def _store(self, num_videos: int, shape: Shape) -> Iterator[Store]:
         directory = self.folder / "growth"
         try:
             yield drawn_store(directory, num_videos, store_settings(*shape))
@@ -133,15 +161,10 @@ def exponent(sizes: Sequence[float], costs: Sequence[float]) -> float:
     return sum((a - mean_x) * (b - mean_y) for a, b in zip(x, y, strict=True)) / spread
 
 
-@contextmanager
-def _opened(store: Store, sizes: GrowthSizes, top_k: int, device: torch.device) -> Iterator[Reranking]:
-    """Queries over all videos of a store."""
-    with ExitStack() as stack:
-        snapshot = stack.enter_context(store.snapshot())
-        ids, pooled = first_videos(snapshot)
-        texts = DrawnTexts(pooled, sizes.num_queries, device)
-        yield Reranking(snapshot, built(pooled, ids, snapshot.commit_number), texts, top_k, MEMORY_BYTES, device)
+def _distinct(size: int, shares: Sequence[float]) -> list[int]:
+    """These shares of a size, at least 1 each, ascending."""
+    return sorted({max(1, round(size * share)) for share in shares})
 
 
-def _of(shape: tuple[int, int, int]) -> str:
+def _of(shape: Shape) -> str:
     return " x ".join(map(str, shape))

@@ -68,7 +68,7 @@ class Material(AbstractContextManager["Material"]):
         self.device = choose_device(options.device)
         self._given = None if options.store is None else Store.open(options.store)
         self._model_name = options.model or scale.model
-        self._shape = self._drawn_shape() if self._given is None else self._given.settings.token_shape
+        self.shape = self._drawn_shape() if self._given is None else self._given.settings.token_shape
         self._stack = ExitStack()
 
     def __exit__(
@@ -100,7 +100,7 @@ class Material(AbstractContextManager["Material"]):
     @property
     def about(self) -> str:
         """One line."""
-        frames, tokens, width = self._shape
+        frames, tokens, width = self.shape
         if self._given is not None:
             return f"store {self._given.directory}, {frames} x {tokens} x {width} {self._given.settings.tokens.dtype}"
         return f"drawn features, {frames} x {tokens} x {width} float16 a video; {self._model_name}"
@@ -108,13 +108,12 @@ class Material(AbstractContextManager["Material"]):
     @property
     def bytes_to_write(self) -> int:
         """At most, below the folder."""
-        frames, tokens, width = self._shape
+        frames, tokens, width = self.shape
         video = 2 * frames * tokens * width
         store = 0 if self._given is not None else self.scale.num_videos * video
         clips = self._num_clips * (video + (4 << 20))
-        growth = self.scale.growth
-        grown = growth.num_videos * 2 * 2 * growth.frames * growth.tokens * growth.width * self.options.growth
-        return store + clips + grown + 2 * self.scale.disk_bytes + 4 * self.scale.num_vectors * width
+        grown = self.scale.growth.num_videos * video * max(self.scale.growth.frames) * self.options.growth
+        return int(store + clips + grown) + 2 * self.scale.disk_bytes + 4 * self.scale.num_vectors * width
 
     @functools.cached_property
     def model(self) -> ClipModel:
@@ -147,7 +146,7 @@ class Material(AbstractContextManager["Material"]):
         """The one that was given, or one that is made."""
         if self._given is not None:
             return self._given
-        return drawn_store(self.folder / "store", self.scale.num_videos, store_settings(*self._shape))
+        return drawn_store(self.folder / "store", self.scale.num_videos, store_settings(*self.shape))
 
     @functools.cached_property
     def snapshot(self) -> Snapshot:
@@ -178,7 +177,7 @@ class Material(AbstractContextManager["Material"]):
     @functools.cached_property
     def vectors(self) -> NDArray[np.float32]:
         """Unit length, float32 [n, D]: so many that a search has something to do."""
-        return drawn_vectors(self.scale.num_vectors, self._shape[2])
+        return drawn_vectors(self.scale.num_vectors, self.shape[2])
 
     @functools.cached_property
     def large_index(self) -> VectorIndex:

@@ -9,8 +9,8 @@ from contextlib import closing
 
 import torch
 
-from index_store.errors import NoSpaceError, TbpipeError
-from stages.bench.growth import growth_steps
+from index_store.errors import NoSpaceError, TbpipeError, from_os_error
+from stages.bench.growth import Setting, growth_steps
 from stages.bench.machine import ScratchFile, compute_yardsticks, describe, hashing, watch_for
 from stages.bench.material import Material
 from stages.bench.measure import Stage, Yardstick, knows_living_children, measure_limits, measure_stage
@@ -54,10 +54,12 @@ class Bench:
             )
 
     def steps(self) -> list[Step]:
-        """What is done, by name, in this order; each gives what it found. An error costs its own step only."""
+        """What is done, by name, in this order; each gives what it found. An error costs its own step only.
+
+        But the first, which the others need: that raises StoreError where the disk does not serve.
+        """
         options = self._material.options
         steps: list[Step] = [
-            ("limits", self._limits),
             ("decode", self._decode),
             ("image tower", self._image_tower),
             ("extract", self._extract),
@@ -69,7 +71,7 @@ class Bench:
         ]
         if options.growth:
             steps += [(name, functools.partial(_one, run)) for name, run in self._growth()]
-        return [(name, functools.partial(_guarded, name, run)) for name, run in steps]
+        return [("limits", self._limits), *((name, functools.partial(_guarded, name, run)) for name, run in steps)]
 
     def report(self, found: Sequence[Found]) -> BenchReport:
         """What the steps gave, by kind."""
@@ -84,7 +86,11 @@ class Bench:
 
     def _limits(self) -> Sequence[Found]:
         material, scale = self._material, self._material.scale
-        scratch = material.keep(closing(ScratchFile(material.folder / "scratch", scale.disk_bytes, _PIECE_BYTES)))
+        path = material.folder / "scratch"
+        try:
+            scratch = material.keep(closing(ScratchFile(path, scale.disk_bytes, _PIECE_BYTES)))
+        except OSError as error:
+            raise from_os_error(error, path) from error
         yardsticks = [*compute_yardsticks(self._device, _dtypes(self._device)), hashing(), *scratch.yardsticks()]
         self._yardsticks |= {yardstick.name: yardstick for yardstick in yardsticks}
         limits: list[Found] = [*measure_limits(yardsticks, self._repetitions, self._watch)]
@@ -149,15 +155,15 @@ class Bench:
         return self._measured([reranking.stage(name)])
 
     def _growth(self) -> Iterator[tuple[str, Callable[[], Growth]]]:
-        material = self._material
-        repetitions = min(_FEW, self._repetitions)
+        material, options = self._material, self._material.options
         return growth_steps(
             material.scale.growth,
-            material.options.growth_methods,
+            Setting(material.shape, options.top_k, options.memory_bytes),
+            options.growth_methods,
             material.folder,
             self._device,
             self._yardsticks,
-            repetitions,
+            min(_FEW, self._repetitions),
             self._watch,
         )
 
@@ -173,7 +179,7 @@ def _guarded(name: str, run: Callable[[], Sequence[Found]]) -> Sequence[Found]:
     """What a step finds, or why it does not."""
     try:
         return run()
-    except (TbpipeError, torch.OutOfMemoryError) as error:
+    except (TbpipeError, OSError, torch.OutOfMemoryError) as error:
         return [Skipped(name, str(error).splitlines()[0])]
 
 

@@ -10,12 +10,8 @@ from stages.synthetic.render import VideoFormat
 
 @dataclass(frozen=True, slots=True)
 class GrowthSizes:
-    """What is tried; while one size changes, the others are ``frames``, ``tokens``, ``top_k`` and ``num_videos``."""
+    """What is tried; while one size changes, the others stay. Frames, tokens and width are those of the material."""
 
-    frames: int
-    tokens: int
-    width: int
-    top_k: int
     num_videos: int
     num_queries: int
     vectors: Sequence[int]
@@ -23,8 +19,11 @@ class GrowthSizes:
     corpora: Sequence[int]
     """Videos of a store whose videos are small, so that there may be many."""
     candidates: Sequence[int]
-    frame_counts: Sequence[int]
-    token_counts: Sequence[int]
+    """K."""
+    frames: Sequence[float]
+    """Times the frames of the material."""
+    tokens: Sequence[float]
+    """Times its tokens a frame; 0 stands for one token."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,17 +53,13 @@ FULL = Scale(
     repetitions=3,
     disk_bytes=256 << 20,
     growth=GrowthSizes(
-        frames=12,
-        tokens=50,
-        width=512,
-        top_k=10,
         num_videos=100,
         num_queries=16,
         vectors=(1_000, 10_000, 100_000),
         corpora=(300, 3_000, 30_000),
         candidates=(5, 10, 20, 50),
-        frame_counts=(3, 6, 12, 24),
-        token_counts=(1, 10, 25, 50),
+        frames=(0.25, 0.5, 1, 2),
+        tokens=(0, 0.25, 0.5, 1),
     ),
 )
 QUICK = Scale(
@@ -77,16 +72,12 @@ QUICK = Scale(
     repetitions=2,
     disk_bytes=64 << 20,
     growth=GrowthSizes(
-        frames=12,
-        tokens=37,
-        width=128,
-        top_k=10,
         num_videos=60,
         num_queries=8,
         vectors=(1_000, 4_000, 16_000),
         corpora=(200, 1_000, 5_000),
         candidates=(5, 10, 20),
-        frame_counts=(3, 6, 12),
-        token_counts=(1, 10, 37),
+        frames=(0.25, 0.5, 1),
+        tokens=(0, 0.25, 1),
     ),
 )

@@ -28,7 +28,7 @@ TINY = dataclasses.replace(
     num_queries=3,
     repetitions=1,
     disk_bytes=1 << 20,
-    growth=GrowthSizes(3, 5, 16, 3, 6, 2, (50, 100), (6, 9), (2, 4), (2, 3), (2, 5)),
+    growth=GrowthSizes(6, 2, (50, 100), (6, 9), (2, 4), (0.25, 0.5), (0, 0.1)),
 )
 REPORT = BenchReport(
     Machine("a processor", 2, 1, "no GPU used", "Python 3"),
