@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from stages.bench.records import BenchReport, Clock, Growth, Limit, StageRow
 
 _PIPE_COLUMNS = 180
+_WIDE_COLUMNS = 140
 _SMALL = 0.1
 """Ratios below get a third digit."""
 _A_SECOND = {"cpu": "/CPU s", "wall": "/s"}
@@ -35,10 +36,11 @@ def show_bench(report: BenchReport, plot: Path | None, as_json: bool) -> None:
     threads = f"{machine.cores} cores, {machine.threads} thread{'s' * (machine.threads > 1)} used"
     print(f"{printable(machine.processor)}, {threads}; {printable(machine.device)}; {machine.versions}")
     print(printable(report.about))
-    _print(_limits(report.limits))
-    _print(_stages(report.stages))
+    console = _console()
+    console.print(_limits(report.limits))
+    console.print(_stages(report.stages, console.width >= _WIDE_COLUMNS))
     if report.growth:
-        _print(_growth(report.growth))
+        console.print(_growth(report.growth))
     if plot is not None:
         print(f"picture: {printable(str(plot))}")
 
@@ -52,16 +54,19 @@ def _limits(limits: Sequence[Limit]) -> Table:
     return table
 
 
-def _stages(rows: Sequence[StageRow]) -> Table:
-    table = Table("stage", title=Text("every stage beside its limit"), title_justify="left")
+def _stages(rows: Sequence[StageRow], has_room: bool) -> Table:
+    """``has_room``: for a last column that says what was worked on."""
+    table = Table(title=Text("every stage beside its limit"), title_justify="left")
+    table.add_column("stage", no_wrap=True)
     for name in ("rate", "limit", "ratio"):
-        table.add_column(name, justify="right")
+        table.add_column(name, justify="right", no_wrap=True)
     table.add_column("what bounds it, by count, for one")
-    table.add_column("on what")
+    if has_room:
+        table.add_column("on what")
     for row in rows:
         rate, limit = (_rate(value, row.unit, row.clock) for value in (row.rate, row.limit))
         ratio = f"{row.ratio:.2f}" if row.ratio >= _SMALL else f"{row.ratio:.3f}"
-        table.add_row(row.stage, rate, limit, ratio, _bound(row), row.detail)
+        table.add_row(row.stage, rate, limit, ratio, _bound(row), *([row.detail] if has_room else []))
     return table
 
 
@@ -123,7 +128,7 @@ def _fields(report: BenchReport) -> dict[str, object]:
     return {**dataclasses.asdict(report), "stages": stages}
 
 
-def _print(table: Table) -> None:
+def _console() -> Console:
     """As wide as the terminal; in a file or a pipe, so wide that hardly anything is folded."""
     width = None if sys.stdout.isatty() or "COLUMNS" in os.environ else _PIPE_COLUMNS
-    Console(width=width, highlight=False).print(table)
+    return Console(width=width, highlight=False)

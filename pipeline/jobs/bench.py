@@ -65,6 +65,8 @@ def _check(job: BenchJob) -> None:
         raise UsageError("--store has its own model; leave --model out")
     if job.pretrained is not None and job.store is None:
         raise UsageError("--pretrained is for the model of a --store; without one, weights are drawn")
+    if job.videos is not None and not job.videos.exists():
+        raise InputError(f"there is no {job.videos}; give --videos a folder, a video or a manifest that exists")
     if job.plot is not None:
         from stages.bench.plot import require_matplotlib
 

@@ -13,7 +13,8 @@ from stages.bench.records import BenchReport, Growth, StageRow
 SUFFIXES = (".png", ".svg")
 _WIDTH_INCHES, _ROW_INCHES, _REST_INCHES = 9.0, 0.3, 1.6
 _GROWTH_INCHES = 4.0
-_TICKS = (0.1, 0.25, 0.5, 0.75, 1.0)
+_SMALLEST, _LARGEST = 0.01, 8.0
+"""Ratios that the axis has at least; the words beside the longest bars need some room."""
 
 
 def require_matplotlib(path: Path) -> None:
@@ -50,30 +51,30 @@ def draw(report: BenchReport, path: Path) -> Path:
 def _draw_ratios(panel: Any, rows: Sequence[StageRow]) -> None:
     """The first row on top; beside each bar what bounds it."""
     places = range(len(rows))
+    panel.set_xscale("log")
     panel.barh(places, [row.ratio for row in rows], color="tab:blue")
     for place, row in enumerate(rows):
-        panel.text(row.ratio, place, f" {row.ratio:.2f}  {row.bound}", va="center", fontsize="x-small")
+        panel.text(row.ratio, place, f" {row.ratio:.2g}  {row.bound}", va="center", fontsize="x-small", clip_on=True)
     panel.axvline(1.0, color="black", linewidth=1)
     panel.set_yticks(places, [row.stage for row in rows], fontsize="small")
     panel.invert_yaxis()
-    panel.set_xticks(_TICKS)
-    panel.set_xlim(0, 1.5)
-    panel.set_xlabel("rate / limit, and what the limit is")
+    smallest = min([row.ratio for row in rows], default=_SMALLEST)
+    panel.set_xlim(min(_SMALLEST, smallest / 2), _LARGEST)
+    panel.set_xlabel("rate / limit, and what most of the limit is")
 
 
 def _draw_growth(panel: Any, growth: Sequence[Growth]) -> None:
-    """Each cost relative to that of the smallest size, over the size relative to the smallest."""
-    for grown in growth:
+    """Each cost relative to that of the smallest size, over the size relative to the smallest; by count, dashed."""
+    for number, grown in enumerate(growth):
+        colour = f"C{number}"
         first = grown.points[0]
-        panel.plot(
-            [point.size / first.size for point in grown.points],
-            [point.seconds / first.seconds for point in grown.points],
-            marker="o",
-            label=f"{grown.stage}: {grown.variable}, ~ size^{grown.exponent:.2f}",
-        )
+        sizes = [point.size / first.size for point in grown.points]
+        label = f"{grown.stage}: {grown.variable}, ~ size^{grown.exponent:.2f}"
+        panel.plot(sizes, [point.seconds / first.seconds for point in grown.points], colour, marker="o", label=label)
+        panel.plot(sizes, [point.limit_seconds / first.limit_seconds for point in grown.points], colour, ls="--", lw=1)
     panel.set_xscale("log")
     panel.set_yscale("log")
     panel.grid(alpha=0.3)
     panel.set_xlabel("size / smallest size")
-    panel.set_ylabel("cost / cost at the smallest size")
+    panel.set_ylabel("cost / cost at the smallest size (dashed: by count)")
     panel.legend(fontsize="x-small")

@@ -81,6 +81,7 @@ def test_programs_get_every_number(capsys: pytest.CaptureFixture[str]) -> None:
         (("--method", "eerfc"), 2, "did you mean 'eercf'"),
         (("--plot", "ratios.gif"), 2, ".png, .svg"),
         (("--directory", "nowhere"), 17, "there is no folder nowhere"),
+        (("--videos", "nowhere"), 17, "there is no nowhere"),
         (("--model", "ViT-B-33"), 2, "ViT-B-32"),
         (("--store", "s", "--model", "tbpipe-small"), 2, "leave --model out"),
         (("--pretrained", "w.safetensors"), 2, "--store"),
@@ -138,3 +139,17 @@ def test_a_store_is_only_read(monkeypatch: pytest.MonkeyPatch, finished_store: P
     assert str(finished_store) in done.json["about"]
     assert {path: path.read_bytes() for path in finished_store.rglob("*") if path in before} == before
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.gpu
+def test_a_gpu_is_measured_by_the_wall(monkeypatch: pytest.MonkeyPatch, run: Run, tmp_path: Path) -> None:
+    monkeypatch.setattr(scale, "QUICK", TINY)
+    done = run("bench", "--quick", "--device", "cuda", "--method", "token-binder", "--json", "--directory", tmp_path)
+    assert done.code == 0, done.err
+    limits = {limit["name"]: limit for limit in done.json["limits"]}
+    assert {"upload", "memory", "float16 products", "bfloat16 products", "float32 products"} <= limits.keys()
+    assert limits["memory"]["clock"] == limits["upload"]["clock"] == "wall"
+    stages = {row["stage"]: row for row in done.json["stages"]}
+    assert all(stages[name]["clock"] == "wall" for name in ("image tower", "extract", "rerank, token-binder"))
+    assert {part["limit"] for part in stages["extract"]["parts"]} == {"decode", "image tower", "upload"}
+    assert sum(not part["is_hidden"] for part in stages["extract"]["parts"]) == 1, "they overlap"
