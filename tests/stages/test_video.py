@@ -14,7 +14,6 @@ from stages.video import FrameBatch, decode
 from tests.stages.clips import numbers_in, write_audio, write_clip
 
 UNIFORM = SamplingSettings("uniform", 12)
-SINGLE = SamplingSettings("uniform", 1)
 
 
 def reason_of(path: Path, sampling: SamplingSettings = UNIFORM) -> str:
@@ -291,75 +290,6 @@ def test_errors_carry_a_known_code_and_a_short_printable_detail() -> None:
     assert REASONS["no_frame"] in str(error)
     with pytest.raises(ValueError, match="is not one of the reason codes"):
         DecodeError("bad_luck")
-
-
-# ---- the real and the hostile files ------------------------------------------------------------------------------
-
-NO_FRAMES = {
-    "absurd_dimensions_raw_100000.avi": "no_frame",
-    "audio_only.mp4": "no_video_stream",
-    "audio_only_ac3.mkv": "no_video_stream",
-    "audio_only_two_aac.mp4": "no_video_stream",
-    "concat_script_as_video.mp4": "playlist",
-    "directory_named_video.mp4": "not_a_file",
-    "gif_canvas_65535.gif": "no_frame",
-    "real_no_decodable_frame.mp4": "no_frame",
-    "real_zero_empty_stsc.mp4": "no_frame",
-    "text_renamed.mp4": "not_a_video",
-    "truncated_no_moov.mp4": "damaged",
-    "valid_header_garbage_payload.mp4": "no_frame",
-    "zero_bytes.mp4": "empty_file",
-    "zero_frames.mp4": "no_frame",
-}
-PARTIAL = {"bit_flips.mp4", "cut_mid_mdat.mp4", "real_corrupted_missing_pps.mp4", "truncated.mkv"}
-GIFS_IN_CORPUS = {"cricket_match", "flamenco_stage", "fruit_conveyor", "newtons_cradle", "pigs_polka", "store_aisle"}
-MPEG4_AND_AVI_IN_CORPUS = {"man_dog_snow", "night_crossing", "space_needle", "woman_drinking_cup"}
-# cockatoo is 4:4:4, which decord decodes to noise from a later key frame on
-BY_PYAV_IN_CORPUS = GIFS_IN_CORPUS | MPEG4_AND_AVI_IN_CORPUS | {"cockatoo"}
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("folder", ["videos", "videos_tech", "bad", "bad/names"])
-def test_every_real_file_ends_in_the_right_state_whichever_decoder_is_first(folder: str, assets: Path) -> None:
-    paths = [path for path in sorted((assets / folder).iterdir()) if path.name not in ("README.md", "names")]
-    assert len(paths) == {"videos": 59, "videos_tech": 60, "bad": 22, "bad/names": 22}[folder]
-    sampling = SamplingSettings("uniform", 4) if folder == "videos" else UNIFORM  # for time: these are sound
-    by_pyav = set()
-    for path in paths:
-        if path.name in NO_FRAMES:
-            assert reason_of(path) == NO_FRAMES[path.name], path.name
-            continue
-        batch = decode(path, sampling)
-        assert batch.is_partial == (path.name in PARTIAL), path.name
-        other = decode(path, sampling, ("pyav",))
-        assert np.array_equal(batch.frames, other.frames), path.name
-        assert np.array_equal(batch.timestamps_seconds, other.timestamps_seconds), path.name
-        if folder != "videos":  # where no earlier frame was decoded before
-            assert np.array_equal(decode(path, SINGLE).frames, decode(path, SINGLE, ("pyav",)).frames), path.name
-        if batch.decoder.startswith("pyav"):
-            by_pyav.add(path.stem)
-    if folder == "videos":
-        assert by_pyav == BY_PYAV_IN_CORPUS
-
-
-@pytest.mark.slow
-def test_re_encodings_of_one_clip_show_the_same_pictures(assets: Path) -> None:
-    """The same moments are chosen in every container, codec and frame size."""
-    folder = assets / "videos_tech"
-    expected = decode(folder / "derived_h264.mp4", UNIFORM)
-    thumbnails = thumbnails_of(expected)
-    for path in sorted(folder.glob("derived*")):
-        batch = decode(path, UNIFORM)
-        if len(batch.frames) == 12:
-            assert batch.timestamps_seconds.tolist() == pytest.approx(expected.timestamps_seconds.tolist(), abs=0.07)
-            if batch.frames.shape[1:3] == (180, 320):
-                assert np.abs(thumbnails_of(batch) - thumbnails).mean() < 6, path.name
-
-
-def thumbnails_of(batch: FrameBatch) -> np.ndarray:
-    """Mean grey of 20 x 20 blocks, float [n, 9, 16]."""
-    grey = batch.frames.astype(np.float32).mean(axis=-1)
-    return grey.reshape(len(grey), 9, 20, 16, 20).mean(axis=(2, 4))
 
 
 def test_a_codec_that_nobody_knows_is_a_reason(tmp_path: Path) -> None:
