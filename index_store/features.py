@@ -238,11 +238,14 @@ class ReadPlan:
     """(from, to) places of rows that were asked for more than once."""
 
 
-def plan_reads(locations: Sequence[tuple[int, int]]) -> ReadPlan:
-    """Plan to read the rows at ``locations`` (shard, row), which may repeat, into a result in that order."""
+def plan_reads(locations: Sequence[tuple[int, int]], places: Sequence[int] | None = None) -> ReadPlan:
+    """Plan to read the rows at ``locations`` (shard, row), which may repeat, into these ``places`` of a result.
+
+    By default into the first ones, in that order.
+    """
     place_of: dict[tuple[int, int], int] = {}
     copies = []
-    for place, location in enumerate(locations):
+    for place, location in zip(range(len(locations)) if places is None else places, locations, strict=True):
         first = place_of.setdefault(location, place)
         if first != place:
             copies.append((first, place))
@@ -278,7 +281,7 @@ class FeatureReader:
             return
         result = out.data.cast("B")
         row_bytes = len(result) // len(out)
-        if len(result) < _THREADED_BYTES:
+        if plan.num_rows * row_bytes < _THREADED_BYTES:
             self._read_runs(name, plan.runs, result, row_bytes)
         else:
             step = -(-len(plan.runs) // _NUM_THREADS)

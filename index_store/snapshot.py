@@ -260,6 +260,24 @@ class Snapshot:
         tokens = self._empty("tokens", len(ids)) if out is None else self._checked_out(out, len(ids))
         return self._tokens(plan, tokens)
 
+    def read_tokens_at(self, ids: Sequence[int], places: Sequence[int], out: TokenBatch) -> None:
+        """Read the tokens of these videos into these rows of ``out``, whose arrays are C-contiguous and as stored.
+
+        Every video is read from disk once. Errors as read_tokens; then the rows may hold anything.
+        """
+        plan = plan_reads(self.locations(ids), places)
+        self._reader.read("tokens", plan, self._checked_out(out.tokens, len(out.tokens)))
+        self._reader.read("frame_mask", plan, out.frame_mask)
+        self._reader.read("timestamps_seconds", plan, out.timestamps_seconds)
+        if out.scales is not None:
+            self._reader.read("token_scales", plan, out.scales)
+
+    def empty_tokens(self, num_rows: int) -> TokenBatch:
+        """Room for the tokens of so many videos."""
+        scales = self._empty("token_scales", num_rows) if "token_scales" in self._specs else None
+        mask, times = self._empty("frame_mask", num_rows), self._empty("timestamps_seconds", num_rows)
+        return TokenBatch(self._empty("tokens", num_rows), scales, mask, times)
+
     def read_frame_embeddings(self, ids: Sequence[int]) -> FrameEmbeddingBatch:
         """The frame embeddings of these videos, in this order; ids may repeat. Errors as read_tokens."""
         plan = plan_reads(self.locations(ids))

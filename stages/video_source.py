@@ -19,11 +19,13 @@ from torch import Tensor
 from index_store.features import Array
 from index_store.prepared import PreparedReader
 from index_store.snapshot import FrameEmbeddingBatch, Snapshot, TokenBatch
-from stages.rerankers.base import QueryBatch, Reranker
+from stages.rerankers.base import CandidateBatch, QueryBatch, Reranker
 from stages.rerankers.pairwise import PairwiseReranker, PreparedCandidates, VideoSide
+from stages.rerankers.token_binder import TokenBinderReranker
 from stages.rerankers.video_sides import VideoSideOf, video_side_of
 from stages.rerankers.visits import videos_per_block
 from stages.token_batches import TokenBuffers, candidate_batch, video_capacity
+from stages.token_pool import TokenPool, pool_size
 
 _MOST_READS = 1.5
 """Of a video, on average, where the candidates of each query are to lie side by side: looking at those of UCoFiA where
@@ -81,7 +83,10 @@ def open_source(
         if reader is not None and capacity >= max(1, num_candidates):
             assert isinstance(reranker, PairwiseReranker)
             return _PreparedSource(snapshot, reader, side, reranker, num_candidates, capacity, device)
-    return _TokenSource(snapshot, video_capacity(snapshot, num_candidates, memory_bytes), device)
+    capacity = video_capacity(snapshot, num_candidates, memory_bytes)
+    if isinstance(reranker, TokenBinderReranker):
+        return _PooledSource(snapshot, capacity, device)
+    return _TokenSource(snapshot, capacity, device)
 
 
 class _TokenSource:
@@ -123,6 +128,70 @@ class _Tokens:
         self, reranker: Reranker, queries: QueryBatch, index: NDArray[np.int64], broad: NDArray[np.float32]
     ) -> Tensor:
         return reranker.rank_texts(queries.to(self.device), candidate_batch(self.tokens, index, broad, self.device))
+
+
+class _PooledSource:
+    """Reads tokens into a pool, for a reranker that picks from it; the other rerankers want theirs side by side."""
+
+    def __init__(self, snapshot: Snapshot, capacity: int, device: torch.device) -> None:
+        self.capacity = capacity
+        self._device = device
+        self._pool = TokenPool(snapshot, pool_size(snapshot, capacity, device), device)
+
+    def reads_by_query(self, num_candidates: int, num_distinct: int) -> bool:
+        return False
+
+    def read(self, ids: Sequence[int]) -> LoadedVideos:
+        return _Pooled(ids, self._pool, self._pool.slots(ids), self._device)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Pooled:
+    """Videos somewhere in a pool."""
+
+    ids: Sequence[int]
+    pool: TokenPool
+    slots: NDArray[np.int64]
+    device: torch.device
+
+    def frames(self) -> FrameEmbeddingBatch:
+        return self.pool.frames(self.ids, self.slots)
+
+    def rank(
+        self, reranker: Reranker, queries: QueryBatch, index: NDArray[np.int64], broad: NDArray[np.float32]
+    ) -> Tensor:
+        if not isinstance(reranker, TokenBinderReranker):
+            return reranker.rank(queries.to(self.device), self._side_by_side(index, broad))
+        there = np.where(index >= 0, self.slots[index.clip(min=0)], -1) if len(self.slots) else index
+        return reranker.rank(queries.to(self.device), self._picked(there, broad))
+
+    def rank_texts(
+        self, reranker: Reranker, queries: QueryBatch, index: NDArray[np.int64], broad: NDArray[np.float32]
+    ) -> Tensor:
+        if not isinstance(reranker, TokenBinderReranker):
+            return reranker.rank_texts(queries.to(self.device), self._side_by_side(index, broad))
+        return reranker.rank_texts(queries.to(self.device), self._picked(index, broad), self.slots)
+
+    def _picked(self, index: NDArray[np.int64], broad: NDArray[np.float32]) -> CandidateBatch:
+        self.pool.ready()
+        return CandidateBatch(
+            self.pool.tokens,
+            self.pool.scales,
+            self.pool.frame_mask,
+            torch.from_numpy(index),
+            torch.from_numpy(broad).to(self.device),
+        )
+
+    def _side_by_side(self, index: NDArray[np.int64], broad: NDArray[np.float32]) -> CandidateBatch:
+        self.pool.ready()
+        rows = torch.from_numpy(self.slots).to(self.device)
+        return CandidateBatch(
+            self.pool.tokens[rows],
+            None if self.pool.scales is None else self.pool.scales[rows],
+            self.pool.frame_mask[rows],
+            torch.from_numpy(index),
+            torch.from_numpy(broad).to(self.device),
+        )
 
 
 class _PreparedSource:

@@ -173,10 +173,15 @@ class TokenBinderReranker:
         return self._scores(queries, candidates, own, candidates.index.numpy())
 
     @torch.inference_mode()
-    def rank_texts(self, queries: QueryBatch, candidates: CandidateBatch) -> Tensor:
-        """Roles turned: S float32 [V, K] of the K candidate texts ``index`` [V, K] of each of V videos."""
-        own = np.arange(len(candidates.tokens))[:, None]
-        return self._scores(queries, candidates, candidates.index.numpy(), own)
+    def rank_texts(
+        self, queries: QueryBatch, candidates: CandidateBatch, videos: NDArray[np.int64] | None = None
+    ) -> Tensor:
+        """Roles turned: S float32 [V, K] of the K candidate texts ``index`` [V, K] of each of V videos.
+
+        ``videos`` int64 [V]: which of the tokens are theirs; by default all, in order.
+        """
+        own = np.arange(len(candidates.index)) if videos is None else videos
+        return self._scores(queries, candidates, candidates.index.numpy(), own[:, None])
 
     def _scores(
         self, queries: QueryBatch, candidates: CandidateBatch, texts: NDArray[np.int64], videos: NDArray[np.int64]

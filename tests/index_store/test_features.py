@@ -204,6 +204,20 @@ def test_neighbours_are_read_in_one_call() -> None:
     assert plan.copies == [(2, 5)]
 
 
+def test_rows_can_be_read_into_places_of_a_longer_result(tmp_path: Path) -> None:
+    shards = Shards(tmp_path, 2, 6)
+    reader = shards.reader()
+    (tokens, *_) = dataset_specs(SETTINGS)
+    plan = plan_reads([(1, 3), (1, 4), (2, 0), (1, 3)], [5, 6, 1, 8])
+    assert plan.runs == [(1, 3, 5, 2), (2, 0, 1, 1)]
+    apart, together = np.zeros((9, *tokens.row_shape), tokens.dtype), np.empty((3, *tokens.row_shape), tokens.dtype)
+    reader.read("tokens", plan, apart)
+    reader.read("tokens", plan_reads([(1, 3), (1, 4), (2, 0)]), together)
+    reader.close()
+    np.testing.assert_array_equal(apart[[5, 6, 1, 8]], together[[0, 1, 2, 0]])
+    assert not apart[[0, 2, 3, 4, 7]].any()
+
+
 def test_a_missing_shard_is_named(tmp_path: Path) -> None:
     shards = Shards(tmp_path, 2, 2)
     shards.layout.shard_path(shard_name(2)).unlink()
