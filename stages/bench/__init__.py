@@ -6,8 +6,12 @@
 | measure.py   | yardsticks and stages, measured in turns                                                 |
 | machine.py   | the yardsticks: products, memory, disk, hashing                                          |
 | data.py      | what is worked on: a store and clips made for the occasion, or those of a real store     |
-| videos.py    | decode, image tower, extract                                                             |
-| texts.py     | text tower                                                                               |
+| models.py    | models without their weights                                                             |
+| count.py     | operations of the products that some code makes                                          |
+| material.py  | all that is worked on, opened or made when it is asked for                               |
+| scale.py     | how much of it                                                                           |
+| videos.py    | decode, extract                                                                          |
+| towers.py    | image tower, text tower                                                                  |
 | recall.py    | reading, index, broad view                                                               |
 | methods.py   | rerank: what a pair of each method needs by count, and what it takes                     |
 | growth.py    | how cost grows with the corpus, with K, frames and tokens                                |

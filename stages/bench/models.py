@@ -1,14 +1,12 @@
-"""Models to measure: shipped ones, those of a store, or any architecture with drawn weights; and what they compute."""
+"""Models to measure: shipped ones, those of a store, or any architecture with drawn weights."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from concurrent.futures import Future
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from stages.models import MODELS, image, load_model, text
 from stages.models.architecture import resolve
@@ -53,18 +51,6 @@ def _repeated(pattern: Tensor, like: Tensor) -> Tensor:
     number = like.numel()
     repeated = pattern.repeat(-(-number // len(pattern)))[:number].view(like.shape)
     return repeated.to(like.dtype)
-
-
-def operations(run: Callable[[], object]) -> int:
-    """Operations of the products that ``run`` makes, an addition and a multiplication being two."""
-    before = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)  # its products are not seen one by one
-    try:
-        with FlopCounterMode(display=False) as counter:
-            run()
-    finally:
-        torch.backends.mha.set_fastpath_enabled(before)
-    return int(counter.get_total_flops())
 
 
 def weight_bytes(module: nn.Module) -> int:

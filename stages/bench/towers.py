@@ -7,10 +7,11 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from stages.bench.count import operations
 from stages.bench.data import SENTENCES
 from stages.bench.machine import GIGA, MEMORY, clock_of, matmul
 from stages.bench.measure import Need, Stage, Yardstick
-from stages.bench.models import operations, weight_bytes
+from stages.bench.models import weight_bytes
 from stages.models.clip import DTYPES, TEXTS_PER_BATCH, ClipModel
 
 IMAGE_TOWER = "image tower"

@@ -11,12 +11,13 @@ import pytest
 import torch
 
 from index_store.errors import UsageError
+from stages.bench.count import operations
 from stages.bench.data import DrawnTexts, drawn_store, first_videos, store_settings
 from stages.bench.growth import exponent
 from stages.bench.machine import ScratchFile, matmul
 from stages.bench.measure import Need, Stage, Watch, Yardstick, measure_stage
 from stages.bench.methods import COUNTS, Reranking, Sizes, choose_methods, reranker_to_measure
-from stages.bench.models import model_to_measure, operations
+from stages.bench.models import model_to_measure
 from stages.bench.recall import RAW_CACHED, RAW_COLD, Reading, built
 from stages.rerankers import RERANKERS, TOKEN_BINDER
 
@@ -67,7 +68,6 @@ def test_the_exponent_of_a_power_is_found() -> None:
     assert exponent(sizes, [2.0, 2.0, 2.0]) == pytest.approx(0)
 
 
-@pytest.mark.slow
 def test_operations_of_a_tower_are_those_of_the_formula() -> None:
     """A layer of width w: 4 w^2 for attention's matrices, 8 w^2 for the MLP, 2 n w for its products, each twice."""
     model = model_to_measure("tbpipe-small", "cpu")
@@ -75,6 +75,18 @@ def test_operations_of_a_tower_are_those_of_the_formula() -> None:
     w, n, patch = 128, 37, 8
     blocks = 4 * n * (24 * w * w + 4 * n * w)
     assert operations(lambda: model.encode_frames(pixels)) / 2 == blocks + 2 * 36 * 3 * patch**2 * w + 2 * n * w * w
+    n = 16
+    assert operations(lambda: model.encode_texts(["a"] * 8)) / 8 == 3 * n * (24 * w * w + 4 * n * w) + 2 * n * w * w
+
+
+def test_operations_of_single_products() -> None:
+    a, b = torch.ones(5, 2, 3), torch.ones(5, 3, 4)
+    assert operations(lambda: a @ b) == operations(lambda: torch.bmm(a, b)) == 2 * 5 * 2 * 3 * 4
+    assert operations(lambda: torch.baddbmm(torch.ones(5, 2, 4), a, b)) == 2 * 5 * 2 * 3 * 4
+    assert operations(lambda: torch.einsum("bij,bjk->bk", a, b)) == 2 * 5 * 2 * 3 * 4
+    assert operations(lambda: torch.nn.functional.linear(a, torch.ones(7, 3))) == 2 * 5 * 2 * 3 * 7
+    assert operations(lambda: torch.nn.functional.scaled_dot_product_attention(a, a, a)) == 2 * 2 * 5 * 2 * 2 * 3
+    assert operations(lambda: a + 1) == 0
 
 
 @pytest.mark.slow
@@ -107,7 +119,6 @@ def reranking(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Reranking]:
 WITH_PRODUCTS = sorted(COUNTS.keys() - {"broad", "clip4clip"})
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("method", WITH_PRODUCTS)
 def test_what_a_method_needs_is_not_more_than_what_it_computes(method: str, reranking: Reranking) -> None:
     """Else it would not be a limit. Lengths of tokens are no products, so the count of videos is left out."""
