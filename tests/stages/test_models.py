@@ -333,7 +333,7 @@ def test_released_towers_agree_with_open_clip(released: Released) -> None:
 )
 def test_a_patch_is_what_the_head_makes_of_it_alone(released: Released) -> None:
     size = released.model.settings().image_size
-    pixels = torch.rand(1, 3, size, size)
+    pixels = torch.rand(1, 3, size, size, generator=torch.Generator().manual_seed(0))
     patch = 7
     with torch.inference_mode():
         trunk = released.reference.visual.trunk
@@ -343,7 +343,8 @@ def test_a_patch_is_what_the_head_makes_of_it_alone(released: Released) -> None:
         else:
             only = hidden[:, trunk.num_prefix_tokens + patch, None]
         expected = released.reference.visual.head(trunk.forward_head(only))
-    torch.testing.assert_close(released.model.encode_frames(pixels)[:, 1 + patch], expected, rtol=1e-4, atol=1e-6)
+    close = 1e-4 * float(expected.abs().max())  # random weights make numbers of any size
+    torch.testing.assert_close(released.model.encode_frames(pixels)[:, 1 + patch], expected, rtol=1e-4, atol=close)
 
 
 @pytest.mark.slow
