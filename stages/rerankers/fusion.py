@@ -35,14 +35,14 @@ from stages.rerankers.fixed_shape import linear, total
 Head = Literal["equivariant", "positional"]
 """How Delta is made of what the indicators found."""
 
-_TIMES = 16
+NUM_TIMES = 16
 """Length of the table of time embeddings, which is interpolated: videos of any number of frames."""
 _SHARPNESS = 60.0
 """Tokens of one CLIP lie within a narrow cone: cosines with a text differ by some hundredths only."""
 _SLOPE = 8.0
 _GAIN = 10.0
 """The bilinear form of text with time and place starts small and has to grow fast."""
-_VALUES = 8
+NUM_VALUES = 8
 _GATHERED = 10.0
 _ASKED = 20.0
 """What tells near-duplicates apart is small in the joint space; without a gain, training sees the evidence only."""
@@ -154,7 +154,7 @@ class Gathering(nn.Module):
         slopes = torch.zeros(heads)
         slopes[: min(2, heads)] = torch.tensor([_SLOPE, -_SLOPE])[: min(2, heads)]
         self.slope = nn.Parameter(slopes)
-        self.time = nn.Parameter(0.05 * torch.randn(_TIMES, width))
+        self.time = nn.Parameter(0.05 * torch.randn(NUM_TIMES, width))
         self.place = nn.Parameter(0.1 * torch.randn(max(1, config.num_places), width))
 
     def forward(self, state: Tensor, videos: VideoTokens) -> Findings:
@@ -245,9 +245,9 @@ class EquivariantHead(nn.Module):
         width, heads, hidden = config.width, config.num_heads, config.hidden
         self.is_listwise = config.is_listwise
         self.match = nn.Parameter(torch.eye(width).repeat(heads, 1, 1) + 0.02 * torch.randn(heads, width, width))
-        self.value = nn.Linear(width, _VALUES)
+        self.value = nn.Linear(width, NUM_VALUES)
         num_rows = (config.num_indicators - 1) * heads
-        self.enter = nn.Linear(num_rows * (_VALUES + 3) + 1, hidden)
+        self.enter = nn.Linear(num_rows * (NUM_VALUES + 3) + 1, hidden)
         self.asked = nn.Linear((config.num_indicators - 1) * width, hidden, bias=False)
         self.compare = Comparison(hidden)
         self.leave = nn.Sequential(nn.LayerNorm(hidden), nn.GELU(), nn.Linear(hidden, 1))
@@ -266,7 +266,7 @@ class EquivariantHead(nn.Module):
     def score(
         self, state: Tensor, evidence: Tensor, values: Tensor, fit: Tensor, broad: Tensor, is_candidate: Tensor
     ) -> Tensor:
-        """Delta [G, N] from V g [G, N, R, _VALUES] and I U_r g [G, N, R], from which the mean over j is taken off here.
+        """Delta [G, N] from V g [G, N, R, NUM_VALUES] and I U_r g [G, N, R], whose mean over j is taken off here.
 
         Of state [G, T, M - 1, D], evidence [G, N, R], broad and is_candidate [G, N].
         """
@@ -383,9 +383,9 @@ def moments_of(frame_mask: Tensor) -> Tensor:
 
 
 def interpolation(moments: Tensor) -> Tensor:
-    """Weights float32 [..., F, _TIMES] of the two nearest rows of the time table."""
-    position = moments.unsqueeze(-1) * (_TIMES - 1)
-    return (1 - (position - torch.arange(_TIMES, device=moments.device)).abs()).clamp_min(0)
+    """Weights float32 [..., F, NUM_TIMES] of the two nearest rows of the time table."""
+    position = moments.unsqueeze(-1) * (NUM_TIMES - 1)
+    return (1 - (position - torch.arange(NUM_TIMES, device=moments.device)).abs()).clamp_min(0)
 
 
 def _log_share(evidence: Tensor, is_candidate: Tensor) -> Tensor:

@@ -27,6 +27,8 @@ from torch.nn.functional import normalize
 from stages.rerankers.fixed_shape import linear
 from stages.rerankers.fusion import (
     NEVER,
+    NUM_TIMES,
+    NUM_VALUES,
     EquivariantHead,
     Findings,
     FusionNetwork,
@@ -73,6 +75,16 @@ class _Look:
     """Of the block: one for each pair, or one for all of them."""
 
 
+def list_bytes(network: FusionNetwork, num_texts: int, num_videos: int, num_places: int) -> int:
+    """What one list of so many texts or videos takes in ``score_lists`` at most, beside the videos' tokens."""
+    config = network.config
+    rows = (config.num_indicators - 1) * config.num_heads
+    is_digested = config.num_blocks == 1 and config.head == "equivariant"
+    for_text = config.width * (5 * rows + NUM_VALUES)
+    for_pair = rows * (NUM_TIMES + num_places + (NUM_VALUES if is_digested else 2 * config.width))
+    return 4 * (num_texts * for_text + max(num_texts, num_videos) * for_pair)
+
+
 def score_lists(
     network: FusionNetwork,
     indicators: Tensor,
@@ -92,15 +104,17 @@ def score_lists(
     real = (texts >= 0) & (seen >= 0)
     if not real.any():
         return torch.zeros_like(broad)
-    pairs = _Pairs(texts[real], seen[real], np.flatnonzero(real))
+    used, own = np.unique(texts[real], return_inverse=True)
+    pairs = _Pairs(own, seen[real], np.flatnonzero(real))
     is_candidate = torch.from_numpy(real).to(broad.device)
-    rows = normalize(indicators, dim=-1)
-    state = rows[torch.from_numpy(texts_of.clip(min=0)).to(rows.device)]
+    rows = normalize(indicators[torch.from_numpy(used).to(indicators.device)], dim=-1)
+    of_lists = np.searchsorted(used, texts_of).clip(max=len(used) - 1)
+    state = rows[torch.from_numpy(of_lists).to(rows.device)]
     for block, takes_in in zip(network.blocks, network.takes_in, strict=False):
         state = takes_in(state, _gather(_Sweep(block, rows, videos, pairs, shape)), is_candidate)
         rows = state.flatten(0, 1)
-        own = np.broadcast_to(np.arange(len(rows)).reshape(state.shape[:2]), shape)
-        pairs = _Pairs(own[real], pairs.videos, pairs.cells)
+        own = np.broadcast_to(np.arange(len(rows)).reshape(state.shape[:2]), shape)[real]
+        pairs = _Pairs(own, pairs.videos, pairs.cells)
     sweep, head = _Sweep(network.blocks[-1], rows, videos, pairs, shape), network.head
     if isinstance(head, EquivariantHead):
         digest = _Digest(sweep, head)
@@ -226,13 +240,13 @@ class _Digest:
         self._sweep = sweep
         self._matched, self._value = head.matched(sweep.state), head.value.weight
         value = self._value.T.expand(len(self._matched), -1, -1)
-        self.columns = torch.cat([self._matched.transpose(1, 2), value], dim=-1)  # [T, D, R + _VALUES]
+        self.columns = torch.cat([self._matched.transpose(1, 2), value], dim=-1)  # [T, D, R + NUM_VALUES]
         number, num_rows = sweep.where.shape[:2]
         self._fit = sweep.state.new_empty(number, num_rows, 1)
         self._values = sweep.state.new_empty(number, num_rows, len(self._value))
 
     def keep(self, here: slice, weights: Tensor, products: Tensor, tokens: Tensor) -> None:
-        """Of weights [n, R, L], which are no longer needed, and products [n, L, R + _VALUES]."""
+        """Of weights [n, R, L], which are no longer needed, and products [n, L, R + NUM_VALUES]."""
         num_rows = weights.shape[1]
         torch.bmm(weights, products[:, :, num_rows:], out=self._values[here])
         torch.sum(weights.mul_(products[:, :, :num_rows].transpose(1, 2)), dim=-1, keepdim=True, out=self._fit[here])
@@ -247,7 +261,7 @@ class _Digest:
         self._fit /= sweep.total
 
     def lists(self) -> tuple[Tensor, Tensor]:
-        """V g [G, N, R, _VALUES] and I U_r g [G, N, R]."""
+        """V g [G, N, R, NUM_VALUES] and I U_r g [G, N, R]."""
         return self._sweep.lists(self._values), self._sweep.lists(self._fit.squeeze(-1))
 
 
@@ -316,11 +330,14 @@ def _empty_block(tokens: Tensor, most: int) -> Tensor:
 
 
 def _loaded(tokens: Tensor, rows: NDArray[np.int64], buffer: Tensor) -> Tensor:
-    """The tokens [c, L, D] of some videos, converted into ``buffer``."""
-    into = buffer[: len(rows)]
-    if rows[-1] - rows[0] == len(rows) - 1 and (np.diff(rows) == 1).all():
-        return into.copy_(tokens[int(rows[0]) : int(rows[-1]) + 1].flatten(1, 2))
-    return torch.cat([tokens[row : row + 1].flatten(1, 2) for row in rows.tolist()], out=into)
+    """The tokens [c, L, D] of some videos, converted, in ``buffer`` if they are not there as they should be."""
+    flat, into = tokens.flatten(1, 2), buffer[: len(rows)]
+    if (np.diff(rows) == 1).all():
+        here = flat[int(rows[0]) : int(rows[-1]) + 1]
+        return here if here.dtype == into.dtype else into.copy_(here)
+    if tokens.is_cuda:
+        return into.copy_(flat[torch.from_numpy(rows).to(tokens.device)])
+    return torch.cat([flat[row : row + 1] for row in rows.tolist()], out=into)
 
 
 def _bmm(left: Tensor, right: Tensor) -> Tensor:

@@ -26,7 +26,7 @@ from index_store.settings import StoreSettings
 from stages.models import MODELS
 from stages.rerankers.base import CandidateBatch, QueryBatch
 from stages.rerankers.fusion import FusionConfig, FusionNetwork
-from stages.rerankers.sweep import StoredTokens, score_lists
+from stages.rerankers.sweep import StoredTokens, list_bytes, score_lists
 
 if TYPE_CHECKING:
     from stages.models.clip import ClipModel
@@ -40,8 +40,8 @@ _DESCRIPTION = "token_binder"
 _SHIPPED = "token_binder.safetensors"
 """Beside the weights of a model that ships with tbpipe."""
 
-_FOUND_BYTES = {"cpu": 64 << 20, "cuda": 1 << 30}
-"""float32 [lists, candidates, rows, D] that is held at once."""
+_WORKING_BYTES = {"cpu": 64 << 20, "cuda": 1 << 30}
+"""For lists that are scored at once, beside tokens: those of a batch share what was read, so the more the better."""
 
 
 ANY_TOKENS = "any"
@@ -191,17 +191,13 @@ class TokenBinderReranker:
         tokens = StoredTokens(candidates.tokens, candidates.frame_mask)
         broad = candidates.broad.masked_fill(~candidates.is_candidate, 0.0)
         scores = torch.empty_like(broad)
-        for rows in self._parts(len(broad), broad.shape[1], asked):
+        each = list_bytes(self.network, texts.shape[1], videos.shape[1], candidates.tokens.shape[2])
+        at_once = max(1, _WORKING_BYTES[broad.device.type] // each)
+        for start in range(0, len(broad), at_once):
+            rows = slice(start, start + at_once)
             delta = score_lists(self.network, asked, tokens, texts[rows], videos[rows], self.logit_scale * broad[rows])
             scores[rows] = broad[rows] + delta / self.logit_scale
         return scores.masked_fill_(~candidates.is_candidate, -torch.inf)
-
-    def _parts(self, number: int, candidates_each: int, indicators: Tensor) -> list[slice]:
-        """Lists that what is found in their candidates fits into memory."""
-        heads = self.network.config.num_heads
-        list_bytes = 4 * candidates_each * heads * indicators[0].numel() if len(indicators) else 1
-        at_once = max(1, _FOUND_BYTES[indicators.device.type] // max(1, list_bytes))
-        return [slice(start, min(start + at_once, number)) for start in range(0, number, at_once)]
 
 
 def _indicators(queries: QueryBatch) -> Tensor:
