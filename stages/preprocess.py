@@ -38,12 +38,11 @@ class Preprocessor:
         height, width = self._resized(*pixels.shape[2:])
         if self.resize_mode == "shortest" and max(height, width) > MAX_ASPECT_RATIO * self.size:
             pixels, (height, width) = _crop_long_side(pixels, height, width)
-        if not pixels.is_cpu:  # in one step with the change to planes, which the kernel needs
-            pixels = pixels.to(torch.float32, memory_format=torch.contiguous_format)
         if (height, width) != tuple(pixels.shape[2:]):
-            pixels = functional.interpolate(pixels, (height, width), mode=self.interpolation, antialias=True)
-        if not pixels.is_cpu:
-            pixels = pixels.round_().clamp_(0, 255).to(torch.uint8)
+            if pixels.is_cpu:
+                pixels = functional.interpolate(pixels, (height, width), mode=self.interpolation, antialias=True)
+            else:
+                pixels = resize_in_float(pixels, height, width, self.interpolation)
         return _centre(pixels, self.size).contiguous()
 
     def _resized(self, height: int, width: int) -> tuple[int, int]:
@@ -56,6 +55,21 @@ class Preprocessor:
         short, long = sorted((height, width))
         longer = int(size * long / short)
         return (size, longer) if height <= width else (longer, size)
+
+
+def resize_in_float(pixels: Tensor, height: int, width: int, mode: str) -> Tensor:
+    """What ``interpolate`` makes of uint8 pixels [n, 3, H, W] on a CPU, nearly, where it takes no uint8: on a GPU.
+
+    As PIL does it: first along the width, then along the height, cut off at 0 and 255 and rounded after each. In one
+    pass, bicubic overshoots at edges would be up to 22 levels off; so under 1 % of the values are a level off.
+    """
+    # float in one step with the change to planes, which the kernel needs
+    resized = pixels.to(torch.float32, memory_format=torch.contiguous_format)
+    for size in ((pixels.shape[2], width), (height, width)):
+        if size != tuple(resized.shape[2:]):
+            resized = functional.interpolate(resized, size, mode=mode, antialias=True)
+            resized = resized.add_(0.5).floor_().clamp_(0, 255)  # a half goes up, as there
+    return resized.to(torch.uint8)
 
 
 def _crop_long_side(pixels: Tensor, height: int, width: int) -> tuple[Tensor, tuple[int, int]]:

@@ -54,7 +54,12 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> ClipModel:
 
 
 def run(
-    model: ClipModel, store: Path, num_devices: int = 1, stop_after: int = NUM_VIDEOS, seconds: float = 0.0
+    model: ClipModel,
+    store: Path,
+    num_devices: int = 1,
+    stop_after: int = NUM_VIDEOS,
+    seconds: float = 0.0,
+    batch_frames: int = 4,
 ) -> tuple[ExtractReport, list[VideoOutcome]]:
     settings = StoreSettings(model.settings(), SamplingSettings("uniform", 5), TokenSettings("float16", "all"))
     files = [VideoFile(f"{number}.mp4", Path(f"/{number}.mp4"), 1, 0, number) for number in range(NUM_VIDEOS)]
@@ -67,7 +72,7 @@ def run(
             Preprocessor(settings.model),
             settings,
             writer,
-            ExtractOptions(batch_frames=4, commit_videos=4),
+            ExtractOptions(batch_frames, commit_videos=4),
             told.append,
             lambda: len(told) >= stop_after,
             devices=[CPU] * num_devices,
@@ -90,7 +95,7 @@ def test_any_number_of_devices_writes_the_same_shards_in_the_same_order(model: C
 
 @pytest.mark.parametrize("num_devices", [1, 3])
 def test_a_stop_commits_what_the_devices_have_been_given(model: ClipModel, tmp_path: Path, num_devices: int) -> None:
-    report, told = run(model, tmp_path / "store", num_devices, stop_after=2)
+    report, told = run(model, tmp_path / "store", num_devices, stop_after=2, batch_frames=1)
     assert report.interrupted
     assert 2 <= report.finished == len(told) < NUM_VIDEOS
     with Store.open(tmp_path / "store").snapshot() as snapshot:

@@ -10,12 +10,12 @@ import pytest
 import torch
 from open_clip.transform import image_transform
 from PIL import Image
-from torch.nn.functional import cosine_similarity
+from torch.nn.functional import cosine_similarity, interpolate
 
 from index_store.errors import UsageError
 from index_store.settings import ModelSettings
 from stages.models import load_model
-from stages.preprocess import Preprocessor, normalise
+from stages.preprocess import Preprocessor, normalise, resize_in_float
 from tests.stages.model_files import reference_model, save_folder
 
 MEAN, STD = (0.48, 0.46, 0.41), (0.27, 0.26, 0.28)
@@ -89,6 +89,32 @@ def test_a_batch_is_its_frames_one_by_one() -> None:
     preprocess = Preprocessor(settings(size=32))
     frames = torch.cat([picture(48, 80, seed) for seed in range(5)])
     assert torch.equal(preprocess(frames), torch.cat([preprocess(frame[None]) for frame in frames]))
+
+
+@pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
+@pytest.mark.parametrize(
+    ("shape", "size"), [((360, 640), (224, 398)), ((150, 100), (336, 224)), ((90, 160), (90, 120))]
+)
+def test_what_a_gpu_makes_of_a_picture_is_hardly_a_level_off(
+    shape: tuple[int, int], size: tuple[int, int], interpolation: str
+) -> None:
+    """The resizing in float that a GPU does, done on the CPU."""
+    pixels = picture(*shape).permute(0, 3, 1, 2)
+    expected = interpolate(pixels, size, mode=interpolation, antialias=True)
+    difference = (resize_in_float(pixels, *size, interpolation).int() - expected.int()).abs()
+    assert difference.max() <= 1
+    assert difference.float().mean() < 0.01
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("shape", SIZES, ids=str)
+@pytest.mark.parametrize("mode", MODES)
+def test_pixels_of_a_gpu_are_those_of_the_cpu(shape: tuple[int, int], mode: str) -> None:
+    frame = picture(*shape)
+    preprocess = Preprocessor(settings(mode))
+    difference = (preprocess(frame.cuda()).cpu().int() - preprocess(frame).int()).abs()
+    assert difference.max() <= 2
+    assert difference.float().mean() < 0.02
 
 
 def test_the_result_is_its_own_memory() -> None:
