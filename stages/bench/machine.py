@@ -237,6 +237,12 @@ def drop(descriptor: int) -> None:
         os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
 
 
+def announce(descriptor: int, offset: int, num_bytes: int) -> None:
+    """Let the disk begin with what will be read."""
+    if hasattr(os, "posix_fadvise"):
+        os.posix_fadvise(descriptor, offset, num_bytes, os.POSIX_FADV_WILLNEED)
+
+
 def drops(descriptor: int) -> bool:
     """Whether the start of a file that was just dropped is really gone from memory."""
     if not hasattr(os, "posix_fadvise") or not _ONLY_CACHED:

@@ -98,6 +98,11 @@ class Material(AbstractContextManager["Material"]):
         return self.scale.num_clips * (_MORE_CLIPS if self.device.type == "cuda" else 1)
 
     @property
+    def is_drawn(self) -> bool:
+        """Whether features are drawn: no store was given."""
+        return self._given is None
+
+    @property
     def about(self) -> str:
         """One line."""
         frames, tokens, width = self.shape
@@ -176,13 +181,13 @@ class Material(AbstractContextManager["Material"]):
 
     @functools.cached_property
     def vectors(self) -> NDArray[np.float32]:
-        """Unit length, float32 [n, D]: so many that a search has something to do."""
-        return drawn_vectors(self.scale.num_vectors, self.shape[2])
+        """Unit length, float32 [n, D]: those of a given store, or so many that a search has something to do."""
+        return self.pooled if self._given is not None else drawn_vectors(self.scale.num_vectors, self.shape[2])
 
     @functools.cached_property
-    def large_index(self) -> VectorIndex:
-        """Of ``vectors``."""
-        return self._with_gpu(built(self.vectors))
+    def searched_index(self) -> VectorIndex:
+        """That of a given store, or one of ``vectors``."""
+        return self.index if self._given is not None else self._with_gpu(built(self.vectors))
 
     @functools.cached_property
     def texts(self) -> DrawnTexts:

@@ -128,15 +128,19 @@ class Bench:
         return self._measured([index_stage(self._material.vectors, self._material.folder / "index")])
 
     def _broad_view(self) -> Sequence[Found]:
-        index, vectors = self._material.large_index, self._material.vectors
+        material = self._material
+        index, vectors = material.searched_index, material.vectors
+        if not index.is_exact:
+            return [Skipped("broad view", f"what a search of a {index.factory} index needs cannot be counted")]
         queries = vectors[:_NUM_QUERIES].copy()
         stages = [broad_view(index, some, _NUM_RESULTS, self._device) for some in (queries[:1], queries)]
         faiss = []
-        if self._device.type == "cpu":
+        if self._device.type == "cpu" and material.is_drawn:
             faiss.append(faiss_yardstick(vectors, queries, _NUM_RESULTS))
             stages.append(broad_view_by_faiss(index, queries, _NUM_RESULTS))
         found = self._measured(stages, faiss)
-        self._material.forget("vectors", "large_index")
+        if material.is_drawn:
+            material.forget("vectors", "searched_index")
         return found
 
     def _reading(self) -> Sequence[Found]:

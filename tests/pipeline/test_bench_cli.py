@@ -137,6 +137,9 @@ def test_a_store_is_only_read(monkeypatch: pytest.MonkeyPatch, finished_store: P
     assert done.code == 0, done.err
     assert done.json["skipped"] == []
     assert str(finished_store) in done.json["about"]
+    stages = {row["stage"]: row for row in done.json["stages"]}
+    assert stages["broad view, one query"]["detail"] == "6 x 128, Flat, 50 results"
+    assert stages["extract"]["detail"].startswith("tbpipe-small, 2 videos of")
     assert {path: path.read_bytes() for path in finished_store.rglob("*") if path in before} == before
     assert list(tmp_path.iterdir()) == []
 
