@@ -122,6 +122,16 @@ def measure_limits(yardsticks: Iterable[Yardstick], repetitions: int, watch: Wat
     return found
 
 
+def limits_met(rows: Iterable[StageRow], yardsticks: Sequence[Yardstick]) -> list[Limit]:
+    """The rates of yardsticks as they were measured beside some stages."""
+    rates = {part.limit: part.amount / part.seconds for row in rows for part in row.parts}
+    return [
+        Limit(yardstick.name, rates[yardstick.name], yardstick.unit, yardstick.clock, yardstick.detail)
+        for yardstick in yardsticks
+        if yardstick.name in rates
+    ]
+
+
 def measure_stage(stage: Stage, yardsticks: Mapping[str, Yardstick], repetitions: int, watch: Watch) -> StageRow:
     """The best rate of a stage, and the best rates of what it needs, taken in turns with it."""
     names = list(dict.fromkeys(need.yardstick for together in stage.needs for need in together))

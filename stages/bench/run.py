@@ -13,7 +13,14 @@ from index_store.errors import NoSpaceError, TbpipeError, from_os_error
 from stages.bench.growth import Setting, growth_steps
 from stages.bench.machine import ScratchFile, compute_yardsticks, describe, hashing, watch_for
 from stages.bench.material import Material
-from stages.bench.measure import Stage, Yardstick, knows_living_children, measure_limits, measure_stage
+from stages.bench.measure import (
+    Stage,
+    Yardstick,
+    knows_living_children,
+    limits_met,
+    measure_limits,
+    measure_stage,
+)
 from stages.bench.methods import Reranking
 from stages.bench.recall import Reading, broad_view, broad_view_by_faiss, faiss_yardstick, index_stage
 from stages.bench.records import BenchReport, Growth, Limit, Skipped, StageRow
@@ -104,7 +111,9 @@ class Bench:
             return [Skipped("decode", "frames are decoded on the GPU; see extract")]
         if not knows_living_children():
             return [Skipped("decode", "this system does not tell what other processes have used")]
-        return self._measured([decode_stage(videos)], [decoder_yardstick(videos)])
+        decoder = decoder_yardstick(videos)
+        rows = self._measured([decode_stage(videos)], [decoder])
+        return [*limits_met(rows, [decoder]), *rows]
 
     def _image_tower(self) -> Sequence[Found]:
         return self._measured([image_tower(self._material.model, _BATCH_FRAMES[self._device.type])])
@@ -120,9 +129,9 @@ class Bench:
         )
 
     def _text_tower(self) -> Sequence[Found]:
-        found = self._measured([text_tower(self._material.model)])
+        rows = self._measured([text_tower(self._material.model)])
         self._material.forget("model")
-        return found
+        return rows
 
     def _index(self) -> Sequence[Found]:
         return self._measured([index_stage(self._material.vectors, self._material.folder / "index")])
@@ -138,18 +147,18 @@ class Bench:
         if self._device.type == "cpu" and material.is_drawn:
             faiss.append(faiss_yardstick(vectors, queries, _NUM_RESULTS))
             stages.append(broad_view_by_faiss(index, queries, _NUM_RESULTS))
-        found = self._measured(stages, faiss)
+        rows = self._measured(stages, faiss)
         if material.is_drawn:
             material.forget("vectors", "searched_index")
-        return found
+        return [*limits_met(rows, faiss), *rows]
 
     def _reading(self) -> Sequence[Found]:
         material = self._material
         with closing(Reading(material.store, material.snapshot, material.ids, material.scale.num_videos)) as reading:
-            found = self._measured([reading.cached()], reading.yardsticks())
+            rows = self._measured([reading.cached()], reading.yardsticks())
             if not reading.can_be_dropped:
-                return [*found, Skipped("reading, cold", "the store's files cannot be taken out of memory here")]
-            return [*found, *self._measured([reading.cold()], reading.yardsticks())]
+                return [*rows, Skipped("reading, cold", "the store's files cannot be taken out of memory here")]
+            return [*rows, *self._measured([reading.cold()], reading.yardsticks())]
 
     def _rerank(self, name: str) -> Sequence[Found]:
         material, options = self._material, self._material.options
@@ -173,7 +182,7 @@ class Bench:
 
     def _measured(
         self, stages: Iterable[Stage], extra: Iterable[Yardstick] = (), repetitions: int | None = None
-    ) -> list[Found]:
+    ) -> list[StageRow]:
         yardsticks = self._yardsticks | {yardstick.name: yardstick for yardstick in extra}
         repetitions = repetitions or self._repetitions
         return [measure_stage(stage, yardsticks, repetitions, self._watch) for stage in stages]

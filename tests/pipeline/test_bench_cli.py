@@ -122,6 +122,7 @@ def test_everything_is_measured_on_drawn_data(monkeypatch: pytest.MonkeyPatch, r
     assert {"decode", "image tower", "extract", "text tower", "index", "reading, cached"} <= stages.keys()
     assert "rerank, token-binder" in stages
     assert sum(name.startswith("broad view") for name in stages) == 3
+    assert {"decoder", "FAISS", "memory", "float32 products"} <= {limit["name"] for limit in done.json["limits"]}
     assert all(row["rate"] > 0 and row["limit"] > 0 for row in stages.values())
     assert stages["extract"]["parts"][1]["amount"] == 12
     assert [grown["variable"] for grown in done.json["growth"]] == ["videos", "videos", "K", "frames", "tokens a frame"]
