@@ -12,7 +12,7 @@ import threading
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, cast
@@ -41,12 +41,18 @@ def missing_reason(device: str = "cuda") -> str:
     """Why frames cannot be decoded on ``device``; empty when they can."""
     if not device.startswith("cuda"):
         return f"{device} is no CUDA device"
+    import torch
+
+    return cannot_load() or ("" if torch.cuda.is_available() else "no CUDA device was found")
+
+
+def cannot_load() -> str:
+    """Why torchcodec or its FFmpeg cannot be loaded; empty when they can."""
     try:
-        import torch
         from torchcodec.decoders import VideoDecoder  # noqa: F401 (only tried)
     except (ImportError, OSError, RuntimeError) as error:
         return f"torchcodec cannot be loaded: {str(error).strip().splitlines()[0]}"
-    return "" if torch.cuda.is_available() else "no CUDA device was found"
+    return ""
 
 
 class GpuDecodeThreads:
@@ -130,6 +136,8 @@ class GpuDecodeThreads:
 
     def _own_stream(self, device: str) -> AbstractContextManager[object]:
         """This thread's stream on ``device`` as the current one. torch has 32 a device, so they are kept."""
+        if not device.startswith("cuda"):
+            return nullcontext()
         import torch
 
         if not hasattr(self._local, "streams"):
@@ -143,7 +151,7 @@ class GpuDecodeThreads:
 
 
 def version() -> str:
-    """Name and version of the library."""
+    """Name and version of the library, which says for which CUDA it was built."""
     import torchcodec
 
     return f"torchcodec {torchcodec.__version__} (NVDEC)"
@@ -165,7 +173,8 @@ def fetch_on_gpu(video: OpenVideo, frames: NDArray[np.int64], device: str) -> ND
             raise DeclinedError(f"it counts {len(decoder)} frames, the file has {len(video.table)}")
         batch = decoder.get_frames_at(frames.tolist())
         _check_engine(decoder)  # one that works through FFmpeg knows only now
-        torch.cuda.current_stream(torch.device(device)).synchronize()
+        if batch.data.is_cuda:
+            torch.cuda.current_stream(batch.data.device).synchronize()
     except (RuntimeError, ValueError) as error:
         raise DeclinedError(str(error).strip().splitlines()[0]) from error
     check_times(video, frames, batch.pts_seconds)

@@ -220,25 +220,27 @@ def test_torchcodec_says_why_it_cannot_be_used() -> None:
     assert missing_reason("cpu") == "cpu is no CUDA device"
 
 
-@pytest.mark.gpu
-def test_frames_decoded_on_the_gpu_are_the_frames_decoded_on_the_cpu(tmp_path: Path) -> None:
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda:0", marks=pytest.mark.gpu)])
+def test_frames_and_times_of_torchcodec_are_those_of_the_other_decoders(tmp_path: Path, device: str) -> None:
+    """On a CPU nobody would use it, but it is asked in the same words there as on a GPU."""
     import torch
 
     from stages.decode_pool import DecodeTask
-    from stages.decoders.torchcodec import GpuDecodeThreads, missing_reason
+    from stages.decoders.torchcodec import GpuDecodeThreads, cannot_load
     from stages.video import decode
 
-    if why := missing_reason():
+    if why := cannot_load():
         pytest.skip(why)
     sampling = SamplingSettings("uniform", 12)
     paths = [write_clip(tmp_path / f"{i}.mp4", 40, size=(320, 240), options={"g": "12", "bf": "3"}) for i in range(6)]
-    with GpuDecodeThreads(sampling) as source:
+    with GpuDecodeThreads(sampling, [device]) as source:
         results = list(source.map(DecodeTask(path) for path in paths))
     for path, result in zip(paths, results, strict=True):
         expected = decode(path, sampling)
         assert result.frames is not None
+        assert (result.frames.note, result.frames.decoder[:10]) == ("", "torchcodec")
         pixels = torch.as_tensor(result.frames.frames)
-        assert pixels.is_cuda or result.frames.note
+        assert str(pixels.device) == device
         assert numbers_in(pixels.cpu().numpy()) == numbers_in(expected.frames)
         assert result.frames.timestamps_seconds.tolist() == expected.timestamps_seconds.tolist()
         assert np.abs(pixels.cpu().numpy().astype(int) - expected.frames).mean() < 4
