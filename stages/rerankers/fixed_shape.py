@@ -17,11 +17,13 @@ ROWS = 64
 """Padding costs a lone video of 12 frames five times its rows, 500 rows next to nothing."""
 COLUMNS = 192
 """The frames of 16 videos."""
+_NARROW = 64
+"""Columns of a product with a small matrix where there are fewer than COLUMNS."""
 _HEIGHTS, _WIDTHS = (16, 32, 48, ROWS, 128, 256), (COLUMNS, 4 * COLUMNS)
 """Of products, the longest that fit. One core, D = 512: 64 x 192: 56 GFLOP/s, 64 x 768: 85, 256 x 768: 105, without
 bound: 115. For the 15 rows of a lone text 16 x 768 takes half of the time of 64 x 768: that long memory is read."""
 _MOST_PADDED = ROWS
-"""Fewer rows are one product, padded; more are cut."""
+"""Fewer rows are one product, padded; more are cut, unless an eighth more would do."""
 
 
 def linear(rows: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -43,28 +45,45 @@ def linear(rows: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 def products(rows: Tensor, columns: Tensor) -> Tensor:
-    """All dot products rows columns^T: float32 [R, D] and [N, D] -> [R, N]. The same promise as ``linear``."""
+    """All dot products rows columns^T: float32 [R, D] and [N, D] -> [R, N]. The same promise as ``linear``.
+
+    The result may be a part of something longer: each of its rows is contiguous.
+    """
     if torch.is_grad_enabled() or rows.device.type != "cpu":
         return rows @ columns.T
+    num_rows, num_columns = rows.shape[0], columns.shape[0]
     heights, widths = _tiles(rows.shape[1], torch.get_num_threads())
-    tops, lefts = _cuts(len(rows), heights), _cuts(len(columns), widths)
-    result = rows.new_empty(lefts[-1].stop, tops[-1].stop)  # with a row for each column, short products are faster
-    across = functional.pad(rows, (0, 0, 0, result.shape[1] - len(rows))).T
+    tops, lefts = _cuts(num_rows, heights), _cuts(num_columns, widths)
+    is_short = tops[-1].stop < ROWS  # then products are faster the other way round
+    shape = tops[-1].stop, lefts[-1].stop
+    result = rows.new_empty(shape[::-1] if is_short else shape)
+    parts = [_padded(rows[top], top) for top in tops]
     for left in lefts:
-        block = columns[left]
-        block = functional.pad(block, (0, 0, 0, left.stop - left.start - len(block))) if left == lefts[-1] else block
-        for top in tops:
-            torch.mm(block, across[:, top], out=result[left, top])
-    return result[: len(columns), : len(rows)].T.contiguous()
+        block = _padded(columns[left], left)
+        for top, part in zip(tops, parts, strict=True):
+            if is_short:
+                torch.mm(block, part.T, out=result[left, top])
+            else:
+                torch.mm(part, block.T, out=result[top, left])
+    return (result.T.contiguous() if is_short else result)[:num_rows, :num_columns]
+
+
+def _padded(rows: Tensor, place: slice) -> Tensor:
+    """With as many rows as the place has."""
+    missing = int(place.stop) - int(place.start) - rows.shape[0]
+    return functional.pad(rows, (0, 0, 0, missing)) if missing else rows
 
 
 def _cuts(number: int, sizes: tuple[int, ...]) -> list[slice]:
-    """Runs of these sizes, in ascending order, that cover ``number`` rows: the longest that fit, and one more."""
+    """Runs of these sizes, in ascending order, that cover ``number`` rows: the longest that fit, and one more.
+
+    The last may be longer than what is left by _MOST_PADDED, or by an eighth.
+    """
     cuts: list[slice] = []
     start = 0
     while start < number or not cuts:
         left = number - start
-        size = next((size for size in sizes if left <= size <= _MOST_PADDED), None)
+        size = next((size for size in sizes if left <= size <= max(_MOST_PADDED, left + left // 8)), None)
         size = size or max((size for size in sizes if size <= left), default=sizes[0])
         cuts.append(slice(start, start + size))
         start += size
@@ -84,11 +103,45 @@ def _tiles(depth: int, num_threads: int) -> tuple[tuple[int, ...], tuple[int, ..
     for width in _WIDTHS:
         for height in _HEIGHTS:
             some = rows.repeat(-(-height // ROWS), 1)[:height]
-            found = columns.repeat(width // COLUMNS, 1) @ some.T
+            block = columns.repeat(width // COLUMNS, 1)
+            found, turned = block @ some.T, some @ block.T
             whole = expected.repeat(width // COLUMNS, -(-height // ROWS))[:, :height]
-            if not torch.equal(found, whole):
+            if not (torch.equal(found, whole) and torch.equal(turned, whole.T)):
                 return (ROWS,), (COLUMNS,)
     return _HEIGHTS, _WIDTHS
+
+
+def mixed(matrix: Tensor, x: Tensor, dim: int) -> Tensor:
+    """The small matrix [E, N] times float32 x over its axis ``dim`` >= 1 of size N, not the last: [..., E, ...].
+
+    The same promise as ``linear``.
+    """
+    shape = *x.shape[:dim], matrix.shape[0], *x.shape[dim + 1 :]
+    x = x.flatten(dim + 1).flatten(0, dim - 1)  # [B, N, M]
+    matrix = matrix.expand(x.shape[0], -1, -1)
+    if torch.is_grad_enabled() or x.device.type != "cpu":
+        return torch.bmm(matrix, x).view(shape)
+    number = x.shape[2]
+    wide, narrow = _mixing_widths(matrix.shape[1], matrix.shape[2], torch.get_num_threads())
+    width = wide if number >= wide else narrow
+    if number < width:
+        return torch.bmm(matrix, functional.pad(x, (0, width - number)))[..., :number].reshape(shape)
+    result = x.new_empty(x.shape[0], matrix.shape[1], number)
+    for start in (*range(0, number - width, width), number - width):  # the last one may repeat some
+        part = slice(start, start + width)
+        torch.bmm(matrix, x[..., part], out=result[..., part])
+    return result.view(shape)
+
+
+@functools.cache
+def _mixing_widths(height: int, depth: int, num_threads: int) -> tuple[int, int]:
+    """How many columns a product with a small matrix has, and how many if that is too much; as for ``_tiles``."""
+    drawn = torch.Generator().manual_seed(0)
+    matrix = torch.randn(1, height, depth, generator=drawn)
+    columns = torch.randn(1, depth, _NARROW, generator=drawn)
+    repeats = COLUMNS // _NARROW
+    same = torch.equal(matrix @ columns.repeat(1, 1, repeats), (matrix @ columns).repeat(1, 1, repeats))
+    return (COLUMNS if same else _NARROW), _NARROW
 
 
 def softmax(logits: Tensor, dim: int) -> Tensor:
@@ -100,11 +153,16 @@ def softmax(logits: Tensor, dim: int) -> Tensor:
 
 
 def total(terms: Tensor, dim: int) -> Tensor:
-    """Sum over an axis that is not the last one, of one entry at least: zeros at its end change no bit."""
+    """Sum over an axis that is not the last one, one entry after the other: zeros at its end change no bit."""
     if torch.is_grad_enabled() or terms.device.type != "cpu":
         return terms.sum(dim)
-    first, *others = terms.unbind(dim)
-    result = first.clone()
-    for other in others:
-        result += other
-    return result
+    result = terms.narrow(dim, 0, 1).clone()
+    if terms.shape[dim] > 1:
+        result.index_add_(dim, _zeros(terms.shape[dim] - 1), terms.narrow(dim, 1, terms.shape[dim] - 1))
+    return result.squeeze(dim)
+
+
+@functools.cache
+def _zeros(number: int) -> Tensor:
+    with torch.inference_mode(mode=False):
+        return torch.zeros(number, dtype=torch.int64)

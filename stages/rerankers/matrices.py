@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from stages.rerankers.fixed_shape import linear, softmax, total
+from stages.rerankers.fixed_shape import linear, mixed, total
 
 TEMPERATURE = 0.01
 
@@ -24,29 +24,32 @@ def fitted(matrix: Tensor, size: int) -> Tensor:
     return whole
 
 
-def aggregate(
-    x: Tensor,
-    mask: Tensor | None = None,
-    matrix: Tensor | None = None,
-    dim: int = -1,
-    temperature: float = TEMPERATURE,
-) -> Tensor:
-    """A(x; M) = sum_j (softmax(x / 0.01) M)_j x_j over the axis ``dim`` of float32 x, which is gone in the result.
+def aggregate(x: Tensor, mask: Tensor | None = None, matrix: Tensor | None = None) -> Tensor:
+    """A(x; M) = sum_j (softmax(x / 0.01) M)_j x_j over the last axis of float32 x, which is gone in the result.
 
     Where mask (bool, broadcast with x) is False an entry takes no part; it may be anything finite. No mask: all do.
     matrix float32 [N, N] for at most or at least the positions there are; none: the identity.
     """
-    logits = x if temperature == 1.0 else x / temperature
+    logits = x / TEMPERATURE
     if mask is not None:
         logits = logits.masked_fill(~mask, -torch.inf)
-    is_last = dim in (-1, x.ndim - 1)
-    if matrix is None and not is_last and not torch.is_grad_enabled():
-        powers = (logits - logits.amax(dim, keepdim=True)).exp_()
-        norm = total(powers, dim)
-        return total(powers.mul_(x), dim).div_(norm)
-    weights = logits.softmax(-1) if is_last else softmax(logits, dim)
+    weights = logits.softmax(-1)
     if matrix is not None:
-        weights = linear(weights.movedim(dim, -1), fitted(matrix, x.shape[dim]).T).movedim(-1, dim)
+        weights = linear(weights, fitted(matrix, x.shape[-1]).T)
         if mask is not None:
             x = x.masked_fill(~mask, 0.0)
-    return (weights * x).sum(-1) if is_last else total(weights * x, dim)
+    return (weights * x).sum(-1)
+
+
+def aggregate_over(dim: int, x: Tensor, mask: Tensor | None = None, matrix: Tensor | None = None) -> Tensor:
+    """``aggregate`` of x / 0.01, and divided by 0.01, over the axis ``dim`` >= 1, which is not the last.
+
+    The matrix is applied to x in place of the weights, which comes to the same: sum_j (s M)_j x_j = sum_i s_i (M x)_i.
+    """
+    logits = x if mask is None else x.masked_fill(~mask, -torch.inf)
+    powers = (logits - logits.amax(dim, keepdim=True)).exp_()
+    if matrix is not None:
+        x = x if mask is None else x.masked_fill(~mask, 0.0)
+        x = mixed(fitted(matrix, x.shape[dim]), x, dim)
+    norm = total(powers, dim)
+    return total(powers * x if powers.requires_grad else powers.mul_(x), dim) / norm

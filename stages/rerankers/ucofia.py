@@ -15,28 +15,20 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from stages.rerankers.base import QueryBatch
-from stages.rerankers.fixed_shape import COLUMNS, linear, products
+from stages.rerankers.fixed_shape import COLUMNS, ROWS, linear, products
 from stages.rerankers.matrices import TEMPERATURE, fitted, identity
 from stages.rerankers.pairwise import PairwiseReranker, Shared
 from stages.rerankers.selection import NUM_PATCHES, PredictorA, PredictorB, TokenSelector
-from stages.rerankers.sharpened import (
-    mixing_of,
-    over_each_texts_words,
-    over_last,
-    over_padded_words,
-    over_words,
-    real,
-)
+from stages.rerankers.sharpened import mixing_of, over_last, over_words, real
 from stages.rerankers.temporal import NUM_POSITIONS, TemporalHead, pool, temporal_sizes
-from stages.rerankers.words import RealWords, SentenceAndWords, WordsByPlace
+from stages.rerankers.words import SentenceAndWords, TextsByLength
 
 Term = Literal["video_sentence", "frame_sentence", "patch_word"]
 TERMS: tuple[Term, ...] = ("video_sentence", "frame_sentence", "patch_word")
 
-_LOGITS_AT_ONCE = 1 << 18
-"""Similarities of words and tokens, 1 MB: they stay in the cache of a core."""
-_VIDEOS_AT_ONCE, _ROWS_AT_ONCE = 32, 2048
-"""With matrices, which go text by text: videos, so that there is enough to do; and (word, video) pairs, 0.4 MB."""
+_COLUMNS, _ROWS = 8 * COLUMNS, 8 * ROWS
+"""Tokens, and words, that meet together; few words meet as many more tokens. Words of one text length then go on
+together, up to as many: smaller parts would stay in the nearest cache, but the calls for them cost more."""
 _PREDICTOR = "visual_token_selector.score_predictor.in_conv.1.weight"
 _UNUSED = frozenset({"word_logit_weight", "frame_mat_weight", "frame_mat_weight2", "word_mat_weight_for_pixel"})
 """Parameters of the released checkpoints that no formula has."""
@@ -173,53 +165,43 @@ class UcofiaHead(TemporalHead):
 
     def _by_sentence(self, texts: SentenceAndWords, videos: UcofiaVideos) -> tuple[Tensor, Tensor]:
         """The first two of TERMS, [Q, c] each."""
-        logits = _logits(texts.sentence, videos.for_sentence)  # [Q, c, F + 1]
+        logits = _products(texts.sentence / TEMPERATURE, videos.for_sentence)  # [Q, c, F + 1]
         mixing = mixing_of(self.frame_logit_weight, logits.shape[-1] - 1)
         of_frames = over_last(logits[..., :-1], real(videos.frame_mask), mixing)
         scale = self.logit_scale.exp() * TEMPERATURE
         return scale * logits[..., -1], scale * of_frames
 
     def _patch_word(self, texts: SentenceAndWords, videos: UcofiaVideos) -> Tensor:
-        """The third, [Q, c]; as many videos at a time as stay in the cache."""
-        words, tokens = WordsByPlace(texts.word_mask), videos.for_words.flatten(1, 2)
+        """The third, [Q, c]; some videos at a time."""
+        words, tokens = TextsByLength(texts.word_mask), videos.for_words.flatten(1, 2)
+        packed, groups = words.pack(texts.words) / TEMPERATURE, list(words.groups(_ROWS))
         mask = videos.frame_mask.repeat_interleave(videos.for_words.shape[2], 1)
-        rows_of_products = max(1, _LOGITS_AT_ONCE // max(1, words.number * 4 * COLUMNS))
-        step = max(1, rows_of_products * 4 * COLUMNS // tokens.shape[1])
-        is_plain = not self._has_matrices and not torch.is_grad_enabled()
-        step = step if is_plain else max(step, _VIDEOS_AT_ONCE)
-        parts = [slice(start, start + step) for start in range(0, len(tokens), step)]
-        if not is_plain:
-            weighted = [self._weighted_patch_word(texts, videos[part]) for part in parts]
-            found = torch.cat(weighted, 1)
-        else:
-            packed = words.pack(texts.words)
-            plain = [_plain_patch_word(words, packed, tokens[part], real(mask[part])) for part in parts]
-            found = words.in_order(torch.cat(plain, 1))
-        found = TEMPERATURE / 2 * found
+        mixings = self._pixel_mixings(*videos.for_words.shape[1:3])
+        step, parts = max(1, _COLUMNS * max(1, _ROWS // max(1, packed.shape[0])) // tokens.shape[1]), []
+        for start in range(0, tokens.shape[0], step):
+            part = slice(start, start + step)
+            logits, part_mask = _products(packed, tokens[part]), real(mask[part])  # [R, c, N]
+            parts.append(torch.cat([self._both_orders(group.of(logits), part_mask, mixings) for group in groups]))
+        found = TEMPERATURE / 2 * words.in_order(torch.cat(parts, 1))
         return found if self._has_matrices else self.logit_scale.exp() * found
 
-    def _weighted_patch_word(self, texts: SentenceAndWords, videos: UcofiaVideos) -> Tensor:
-        """The sum of both orders, in units of 0.01, with matrices; text by text, as texts of n words share a matrix."""
-        _, num_frames, per_frame, _ = videos.for_words.shape
-        mask = real(videos.frame_mask.repeat_interleave(per_frame, 1))
-        num_tokens = num_frames * per_frame
-        first, second = (
-            mixing_of(self._for_patches(matrix, num_frames, per_frame), num_tokens) for matrix in self._pixel_matrices
-        )
-        words = RealWords(texts.word_mask)
-        logits = _logits(texts.words[texts.word_mask], videos.for_words.flatten(1, 2))  # [R, c, N], R words in all
-        num_words = texts.word_mask.sum(1).tolist()
-        mixings = {number: mixing_of(self.word_mat_weight, number) for number in set(num_words)}
-        of_texts = zip(num_words, torch.split(logits, num_words), strict=True)
-        by_patch = torch.stack([over_words(of_text, mixings[number]) for number, of_text in of_texts])  # [Q, c, N]
-        some = torch.split(logits, max(1, _ROWS_AT_ONCE // len(videos.for_words)))
-        by_word = words.unpack(torch.cat([over_last(rows, mask, first) for rows in some]))  # [Q, W, c]
-        from_words = over_padded_words(by_word, words.mask.unsqueeze(-1), self.word_mat_weight2)
-        return over_last(by_patch, mask, second) + from_words
+    def _both_orders(self, logits: Tensor, mask: Tensor | None, mixings: tuple[Tensor | None, Tensor | None]) -> Tensor:
+        """The sum of both, float32 [n, c], of n texts of one length, whose similarities are [n, W, c, N], / 0.01.
 
-    @property
-    def _pixel_matrices(self) -> tuple[Tensor | None, Tensor | None]:
-        return self.pixel_mat_weight, self.pixel_mat_weight2
+        mask bool [c, N], True = takes part; mixings: of the tokens, first and last.
+        """
+        matrices = self.word_mat_weight, self.word_mat_weight2
+        first, last = (mixing_of(matrix, logits.shape[1]) for matrix in matrices)
+        by_word = over_last(logits, mask, mixings[0])  # [n, W, c]
+        by_patch = over_words(logits, first)  # [n, c, N]
+        return over_last(by_patch, mask, mixings[1]) + over_words(by_word, last)
+
+    def _pixel_mixings(self, num_frames: int, per_frame: int) -> tuple[Tensor | None, Tensor | None]:
+        first, last = (
+            mixing_of(self._for_patches(matrix, num_frames, per_frame), num_frames * per_frame)
+            for matrix in (self.pixel_mat_weight, self.pixel_mat_weight2)
+        )
+        return first, last
 
     def _for_patches(self, matrix: Tensor | None, num_frames: int, per_frame: int) -> Tensor | None:
         """A matrix over the 1 + k tokens of each frame for this many frames, where only E of the tokens are there."""
@@ -259,23 +241,12 @@ class UcofiaReranker(PairwiseReranker):
 
     def __init__(self, head: UcofiaHead | None = None) -> None:
         head = head or UcofiaHead()
-        shared = Shared(num_queries=32)
+        shared = Shared(num_queries=128)
         super().__init__(head, shared)
         self.parts = tuple(PairwiseReranker(_OneTerm(head, term), shared) for term in TERMS)
         """Rerankers by one similarity each, of which this one's score is the mean."""
 
 
-def _logits(rows: Tensor, videos: Tensor) -> Tensor:
-    """Products of rows float32 [R, D] and videos [c, N, D], divided by 0.01: [R, c, N]."""
-    return products(rows / TEMPERATURE, videos.flatten(0, 1)).view(len(rows), *videos.shape[:2])
-
-
-def _plain_patch_word(words: WordsByPlace, packed: Tensor, tokens: Tensor, mask: Tensor | None) -> Tensor:
-    """The sum of both orders, in units of 0.01, without matrices: [Q, c], the texts by length.
-
-    packed float32 [R, D], their words; tokens [c, N, D]; mask bool [c, N], True = takes part; None: all do.
-    """
-    logits = _logits(packed, tokens)  # [R, c, N]
-    by_word = over_last(logits, mask, None).unsqueeze(-1)
-    of_texts = over_each_texts_words(torch.cat([logits, by_word], -1), words)  # both sums over words at once
-    return over_last(of_texts[..., :-1], mask, None) + of_texts[..., -1]
+def _products(rows: Tensor, videos: Tensor) -> Tensor:
+    """Of rows float32 [R, D] and what they meet in videos [c, N, D]: [R, c, N]."""
+    return products(rows, videos.flatten(0, 1)).view(len(rows), *videos.shape[:2])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -25,6 +25,57 @@ class SentenceAndWords:
     def __getitem__(self, rows: int | slice | Tensor | None) -> SentenceAndWords:
         """Some of the texts."""
         return SentenceAndWords(self.sentence[rows], self.words[rows], self.word_mask[rows])
+
+
+@dataclass(frozen=True, slots=True)
+class SameLength:
+    """Texts of W words each that follow each other."""
+
+    texts: slice
+    """n of the Q texts by length."""
+    rows: slice
+    """Of the R words."""
+    num_words: int
+    """W."""
+
+    def of(self, packed: Tensor) -> Tensor:
+        """Their words' part of [R, ...], as [n, W, ...]."""
+        return packed[self.rows].view(-1, self.num_words, *packed.shape[1:])
+
+
+class TextsByLength:
+    """The R real words of Q texts, text by text, shorter texts first: those of one length have no padding.
+
+    ``order`` says which text comes when; what is made of each comes in this order, until ``in_order`` puts it back.
+    """
+
+    def __init__(self, word_mask: Tensor) -> None:
+        """From bool [Q, W] of texts that have a word at least."""
+        counts = word_mask.sum(1)
+        self.order = counts.argsort(stable=True)
+        """int64 [Q], the texts, shortest first."""
+        self._counts: list[int] = counts[self.order].tolist()
+        places = torch.arange(word_mask.numel(), device=word_mask.device).view(word_mask.shape)
+        self._flat = places[self.order][word_mask[self.order]]
+        """int64 [R], where the words are in [Q * W]."""
+
+    def pack(self, values: Tensor) -> Tensor:
+        """Of [Q, W, ...], the real words' [R, ...]."""
+        return values.flatten(0, 1).index_select(0, self._flat)
+
+    def in_order(self, values: Tensor) -> Tensor:
+        """Of each text, [Q, ...] by length, in the order in which the texts were given."""
+        return torch.empty_like(values).index_copy_(0, self.order, values)
+
+    def groups(self, num_words: int) -> Iterator[SameLength]:
+        """All texts, those of one length together as long as that is not more than ``num_words`` words."""
+        text = row = 0
+        for count, texts in itertools.groupby(self._counts):
+            left, most = len(list(texts)), max(1, num_words // max(1, count))
+            while left:
+                number = min(left, most)
+                yield SameLength(slice(text, text + number), slice(row, row + number * count), count)
+                text, row, left = text + number, row + number * count, left - number
 
 
 class WordsByPlace:
@@ -92,22 +143,7 @@ class WordsByPlace:
                 part += place
         return result
 
-    def each(
-        self, operation: Callable[..., Tensor], packed: Tensor, of_texts: Tensor, out: Tensor | None = None
-    ) -> Tensor:
-        """An operation on [R, ...] and what belongs to each text, [Q, ...] by length: [R, ...]. Has no gradient."""
-        out = torch.empty_like(packed) if out is None else out
-        for run, result in zip(self.runs(packed), self.runs(out), strict=True):
-            operation(run, of_texts.narrow(0, 0, run.shape[1]), out=result)
-        return out
-
-    def weighted(self, logits: Tensor) -> Tensor:
-        """The sum of softmax(x) x over each text: [R, ...] -> [Q, ...] by length. Has no gradient."""
-        powers = self.each(torch.sub, logits, self.amax(logits)).exp_()
-        norm = self.total(powers)
-        return self.total(powers.mul_(logits)).div_(norm)
-
-    # -- with room for padding: what training and matrices of weights need --
+    # -- with room for padding: what training needs --
 
     @cached_property
     def mask(self) -> Tensor:
@@ -120,22 +156,3 @@ class WordsByPlace:
         whole = packed.new_zeros(len(self.order) * self._width, *packed.shape[1:])
         whole = whole.index_copy(0, self._flat, packed)
         return whole.view(-1, self._width, *packed.shape[1:])[self.order]
-
-
-class RealWords:
-    """The places of the R real words of Q texts, one after the other."""
-
-    def __init__(self, word_mask: Tensor) -> None:
-        """From bool [Q, W]; words after the last one of the longest text are forgotten."""
-        used = word_mask.any(0).nonzero()
-        longest = int(used[-1]) + 1 if len(used) else 1
-        self.mask = word_mask[:, :longest]
-        """bool [Q, W], True = a word."""
-        ends = self.mask.sum(1).cumsum(0)
-        rows = self.mask.flatten().cumsum(0).view(self.mask.shape) - 1
-        self._rows = torch.where(self.mask, rows, ends.unsqueeze(1) - 1).clamp_min(0)
-        """Padding is given the last word of its own text, so that it spoils no other."""
-
-    def unpack(self, packed: Tensor) -> Tensor:
-        """Of R words, [R, ...], each text's own, [Q, W, ...]; something of the text's own where there is no word."""
-        return packed[self._rows]

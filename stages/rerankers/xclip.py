@@ -6,22 +6,24 @@ Without weights its matrices are the identity and there is no temporal transform
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
 from stages.rerankers.base import QueryBatch
-from stages.rerankers.fixed_shape import COLUMNS, linear, products
-from stages.rerankers.matrices import TEMPERATURE, aggregate, identity
+from stages.rerankers.fixed_shape import COLUMNS, ROWS, linear, products
+from stages.rerankers.matrices import TEMPERATURE, aggregate_over, identity
 from stages.rerankers.pairwise import PairwiseReranker, Shared
 from stages.rerankers.temporal import NUM_POSITIONS, TemporalHead, mean_direction, temporal_sizes, without_padding
-from stages.rerankers.words import SentenceAndWords, WordsByPlace
+from stages.rerankers.words import SentenceAndWords, TextsByLength
 
 _SMALLEST_NORM = 1e-12
-_COLUMNS = 3 * COLUMNS
-"""Frames and videos that are looked at together: what 64 texts have of them stays in the cache."""
+_COLUMNS = 4 * COLUMNS
+"""Frames and videos that are looked at together."""
+_ROWS = 8 * ROWS
+"""Words of texts of one length that go on together."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -68,24 +70,23 @@ class XClipTerms:
 class _Asking:
     """Q texts as they meet some videos after the other."""
 
-    words: WordsByPlace
+    texts: TextsByLength
     rows: Tensor
     """float32 [R + Q, D]: the words, then the sentences by length."""
 
     @staticmethod
     def of(texts: SentenceAndWords) -> _Asking:
-        words = WordsByPlace(texts.word_mask)
-        return _Asking(words, torch.cat([words.pack(texts.words), texts.sentence[words.order]]))
+        by_length = TextsByLength(texts.word_mask)
+        return _Asking(by_length, torch.cat([by_length.pack(texts.words), texts.sentence[by_length.order]]))
 
     def similarities(self, videos: XClipVideos) -> tuple[Tensor, Tensor]:
-        """Of words and sentences with what they meet, [R (+ Q), F + 1, c] and [Q, F + 1, c], in units of 0.01."""
-        number = self.words.number
+        """Of words and sentences with what they meet, [R, F + 1, c] and [Q, F + 1, c], in units of 0.01."""
+        number = self.rows.shape[0] - self.texts.order.shape[0]
         if videos.for_words is videos.for_sentence:
             found = _similarities(self.rows, videos.for_words)
-            return found, found[number:]
-        return _similarities(self.rows[:number], videos.for_words), _similarities(
-            self.rows[number:], videos.for_sentence
-        )
+            return found[:number], found[number:]
+        words, sentences = self.rows[:number], self.rows[number:]
+        return _similarities(words, videos.for_words), _similarities(sentences, videos.for_sentence)
 
 
 class XClipHead(TemporalHead):
@@ -163,65 +164,66 @@ class XClipHead(TemporalHead):
 
     def score(self, texts: SentenceAndWords, videos: XClipVideos) -> Tensor:
         """Scores float32 [c, Q] of the texts [1, Q, ...] with every video."""
-        asking, columns_each = _Asking.of(texts[0]), videos.for_words.shape[1]
-        step = max(1, _COLUMNS // columns_each)
+        asking = _Asking.of(texts[0])
+        step = max(1, _COLUMNS // videos.for_words.shape[1])
         parts = [
-            self._terms(asking, videos[start : start + step]).mean() for start in range(0, len(videos.frame_mask), step)
+            self._terms(asking, videos[start : start + step]).mean()
+            for start in range(0, videos.frame_mask.shape[0], step)
         ]
-        return torch.cat(parts, 1).T
+        return asking.texts.in_order(torch.cat(parts, 1)).T
 
     def terms(self, texts: SentenceAndWords, videos: XClipVideos) -> XClipTerms:
         """The four similarities of Q texts with c videos."""
-        return self._terms(_Asking.of(texts), videos)
+        asking = _Asking.of(texts)
+        found = self._terms(asking, videos)
+        return XClipTerms(*(asking.texts.in_order(getattr(found, field.name)) for field in fields(found)))
 
     def _terms(self, asking: _Asking, videos: XClipVideos) -> XClipTerms:
-        words, mask = asking.words, None if bool(videos.frame_mask.all()) else videos.frame_mask.T
-        found, sentence = asking.similarities(videos)
-        found = found[: words.number]
-        by_word = _over_frames(found[:, :-1], mask, self.frame_mat_weight)
-        if self.word_mat_weight is None and not torch.is_grad_enabled():
-            by_text = words.weighted(torch.cat([found, by_word.unsqueeze(1)], 1))  # all three at once
-            by_frame, video_word, frames_first = by_text[:, :-2], by_text[:, -2], by_text[:, -1]
-        else:
-            by_frame = _over_words(found[:, :-1], words, self.word_mat_weight)
-            video_word = _over_words(found[:, -1], words, self.word_logit_weight)
-            frames_first = _over_words(by_word, words, self.word_mat_weight2)
+        """Those of the texts by length."""
+        mask = None if bool(videos.frame_mask.all()) else videos.frame_mask.T
+        words, sentences = asking.similarities(videos)
+        groups = asking.texts.groups(_ROWS)
+        by_words = zip(*(self._by_words(group.of(words), mask) for group in groups), strict=True)
+        video_word, by_frame, frames_first = (torch.cat(of_groups) for of_groups in by_words)
         terms = (
-            sentence[:, -1],
+            sentences[:, -1],
             video_word,
-            _over_frames(sentence[:, :-1], mask, self.frame_logit_weight),
-            _over_frames(by_frame, mask, self.frame_mat_weight2) / 2,
+            aggregate_over(1, sentences[:, :-1], mask, self.frame_logit_weight),
+            aggregate_over(1, by_frame, mask, self.frame_mat_weight2) / 2,
             frames_first / 2,
         )
         scale = TEMPERATURE * self.logit_scale.exp()
-        return XClipTerms(*(scale * words.in_order(term) for term in terms))
+        return XClipTerms(*(scale * term for term in terms))
+
+    def _by_words(self, found: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """What the words of n texts of one length make of float32 [n, W, F + 1, c], in units of 0.01.
+
+        video_word [n, c], each frame's similarity [n, F, c], and the half of frame_word that gathers frames first,
+        times 2, [n, c]; mask bool [F, c], True = takes part.
+        """
+        by_word = aggregate_over(2, found[:, :, :-1], mask, self.frame_mat_weight)
+        frames_first = aggregate_over(1, by_word, matrix=self.word_mat_weight2)
+        if self.word_mat_weight is None:
+            by_text = aggregate_over(1, found)
+            return by_text[:, -1], by_text[:, :-1], frames_first
+        by_frame = aggregate_over(1, found[:, :, :-1], matrix=self.word_mat_weight)
+        return aggregate_over(1, found[:, :, -1], matrix=self.word_logit_weight), by_frame, frames_first
 
 
 class XClipReranker(PairwiseReranker):
     """X-CLIP as a reranker; without a head, its zero-shot form."""
 
     def __init__(self, head: XClipHead | None = None) -> None:
-        super().__init__(head or XClipHead(), Shared(num_queries=64))
+        super().__init__(head or XClipHead(), Shared(num_queries=128))
 
 
 def _similarities(rows: Tensor, videos: Tensor) -> Tensor:
     """Of rows [R, D] with what they meet [c, N, D]: [R, N, c], videos last: what is done to one is done to many."""
     columns = videos.transpose(0, 1)
-    return products(rows, columns.flatten(0, 1)).view(len(rows), *columns.shape[:2])
+    return products(rows, columns.flatten(0, 1)).view(rows.shape[0], *columns.shape[:2])
 
 
 def _directions(raw: Tensor) -> Tensor:
     """Of length 1 / 0.01."""
     lengths: Tensor = torch.linalg.vector_norm(raw, dim=-1, keepdim=True)
     return raw / (lengths.clamp_min(_SMALLEST_NORM) * TEMPERATURE)
-
-
-def _over_words(x: Tensor, words: WordsByPlace, matrix: Tensor | None) -> Tensor:
-    """A over the words of each text, in units of the temperature: [R, ...] -> [Q, ...]."""
-    mask = words.mask.view(*words.mask.shape, *[1] * (x.ndim - 1))
-    return aggregate(words.unpack(x), mask, matrix, 1, 1.0)
-
-
-def _over_frames(x: Tensor, mask: Tensor | None, matrix: Tensor | None) -> Tensor:
-    """A over the frames, likewise: [N, F, c] -> [N, c]; mask bool [F, c], True = takes part."""
-    return aggregate(x, mask, matrix, 1, 1.0)
