@@ -84,7 +84,7 @@ def _bound(row: StageRow) -> str:
 def _growth(growth: Sequence[Growth]) -> Table:
     table = Table("stage", "what grows", title=Text("cost of one query"), title_justify="left")
     table.add_column("cost at each size", overflow="fold")
-    table.add_column("grows as", justify="right")
+    table.add_column("grows at last as", justify="right")
     table.add_column("by count", justify="right")
     table.add_column("on what")
     for grown in growth:

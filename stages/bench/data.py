@@ -31,7 +31,8 @@ _FEWEST_WORDS, _MOST_WORDS = 10, 14
 """Of a drawn text, start and end with it."""
 _NOISE = 0.5
 """Of a drawn query beside the video that it is near to: its best videos then differ from query to query."""
-_PER_COMMIT = 100
+_COMMIT_VIDEOS, _COMMIT_BYTES = 1024, 128 << 20
+"""Of a shard, as extract makes it."""
 
 
 def store_settings(frames: int, tokens: int, width: int, dtype: TokenDtype = "float16") -> StoreSettings:
@@ -45,12 +46,13 @@ def store_settings(frames: int, tokens: int, width: int, dtype: TokenDtype = "fl
 def drawn_store(directory: Path, num_videos: int, settings: StoreSettings) -> Store:
     """A store of drawn features."""
     store = Store.create(directory, settings)
+    per_commit = max(1, min(_COMMIT_VIDEOS, _COMMIT_BYTES // settings.bytes_per_video))
     with store.writer() as writer:
         outcomes: list[VideoOutcome] = []
         for number, features in enumerate(drawn_features(settings, num_videos)):
             file = VideoFile(f"{number:07d}.mp4", directory / f"{number:07d}.mp4", 1, 1, 1)
             outcomes.append(VideoOutcome(file, "ok", f"{number:064x}", 10.0, "none", features=features))
-            if len(outcomes) == _PER_COMMIT or number + 1 == num_videos:
+            if len(outcomes) == per_commit or number + 1 == num_videos:
                 writer.commit(outcomes)
                 outcomes = []
     return store

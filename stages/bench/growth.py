@@ -147,14 +147,16 @@ class _Measure:
             unit, clock = row.unit, row.clock
         sizes = [point.size for point in points]
         found, counted = (
-            exponent(sizes, seconds)
+            exponent(sizes[-2:], seconds[-2:])
             for seconds in ([point.seconds for point in points], [point.limit_seconds for point in points])
         )
         return Growth(name, variable, unit, clock, tuple(points), found, counted, detail)
 
 
 def exponent(sizes: Sequence[float], costs: Sequence[float]) -> float:
-    """The slope of log cost over log size, by least squares."""
+    """The slope of log cost over log size, by least squares where there are more than two; one alone has none, 0."""
+    if len(sizes) < 2:
+        return 0.0
     x, y = [math.log(size) for size in sizes], [math.log(cost) for cost in costs]
     mean_x, mean_y = sum(x) / len(x), sum(y) / len(y)
     spread = sum((place - mean_x) ** 2 for place in x)

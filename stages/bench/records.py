@@ -91,7 +91,10 @@ class Growth:
     clock: Clock
     points: tuple[GrowthPoint, ...]
     exponent: float
-    """Cost ~ size ^ exponent, fitted over all points; 1 = in proportion, 0 = not at all."""
+    """Cost ~ size ^ exponent between the two largest sizes; 1 = in proportion, 0 = not at all.
+
+    Of small sizes the cost is mostly what is done once.
+    """
     counted_exponent: float
     """The same of what is needed by count."""
     detail: str = ""
