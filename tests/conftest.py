@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,6 +21,16 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         if not run_slow and (item.get_closest_marker("slow") or item.get_closest_marker("crash")):
             item.add_marker(pytest.mark.skip(reason="slow: run with --run-slow"))
+
+
+def pytest_collection_finish() -> None:
+    """What is there by now stays to the end: a search for garbage need not look through it each time."""
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_unconfigure() -> None:
+    gc.unfreeze()  # libraries complain about what is never freed
 
 
 @pytest.fixture(autouse=True)

@@ -50,12 +50,9 @@ def everything(directory: Path) -> object:
         return state(snapshot), generations, attempts, snapshot.commit_number, snapshot.shards()
 
 
-# In the fast run a sample of the steps, in the slow one every step
 @pytest.mark.parametrize(
     ("action", "stride"),
     [
-        ("commit", 11),
-        ("publish", 7),
         ("requeue", 1),
         pytest.param("compact", 6, marks=pytest.mark.crash),
         pytest.param("commit", 1, marks=pytest.mark.crash),

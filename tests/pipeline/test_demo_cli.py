@@ -9,7 +9,7 @@ from stages.synthetic.families import FAMILIES
 from tests.pipeline.conftest import Run
 from tests.pipeline.test_cli import one_line_error
 
-NUM_VIDEOS = 144
+NUM_VIDEOS = 96
 
 
 @pytest.mark.slow

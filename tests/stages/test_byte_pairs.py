@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from open_clip.tokenizer import SimpleTokenizer, default_bpe
 
 from stages.models.byte_pairs import BytePairTokenizer
+from tests.texts import ASCII, CHARACTERS
 
 LETTERS = st.text(alphabet=st.sampled_from("aàbΩ中1२'&;<>_!\n\t é🙂İ\u017fK\x1b\u2028"), max_size=12)
 SPECIAL = st.sampled_from(
@@ -29,7 +30,7 @@ def theirs() -> SimpleTokenizer:
 
 
 @settings(deadline=None, max_examples=60)
-@given(st.lists(st.one_of(st.text(max_size=20), LETTERS, SPECIAL), max_size=5).map(" ".join))
+@given(st.lists(st.one_of(st.text(CHARACTERS, max_size=20), LETTERS, SPECIAL), max_size=5).map(" ".join))
 @example("")
 @example("a photo of a dog, which doesn't run " * 12)
 def test_any_text_gives_the_ids_of_open_clip(text: str) -> None:
@@ -37,7 +38,7 @@ def test_any_text_gives_the_ids_of_open_clip(text: str) -> None:
 
 
 @settings(deadline=None, max_examples=60)
-@given(st.text(alphabet=st.characters(max_codepoint=127), max_size=40))
+@given(st.text(ASCII, max_size=40))
 def test_so_does_any_ascii_text(text: str) -> None:
     assert torch.equal(ours()([text, "a"]), theirs()([text, "a"]))
 

@@ -67,7 +67,7 @@ def test_the_command_writes_weights_to_start_from(tmp_path: Path) -> None:
         "--work",
         str(tmp_path),
         "--steps",
-        "2",
+        "1",
         "--videos",
         "128",
     ]

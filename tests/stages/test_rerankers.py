@@ -125,7 +125,7 @@ def test_a_longer_text_in_the_batch_changes_no_bit(name: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(RERANKERS))
 def test_the_number_of_threads_changes_no_bit(name: str) -> None:
-    queries, candidates = draw(num_queries=40, num_candidates=20, num_videos=60, shape=(12, 50, 64))
+    queries, candidates = draw(num_queries=20, num_candidates=12, num_videos=30, shape=(12, 50, 64))
     before = torch.get_num_threads()
     try:
         scores = []

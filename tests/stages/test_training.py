@@ -82,20 +82,21 @@ def test_training_finds_held_out_videos_that_the_broad_view_cannot_tell_apart(da
 @pytest.mark.parametrize(
     ("kill_at", "stop_at", "changes"),
     [
-        (6, -1, {}),
-        (-1, 6, {}),
-        (6, -1, {"precision": "bfloat16"}),
-        (6, -1, {"optimiser": "bertadam", "schedule": "bert-cosine"}),
-        (6, -1, {"optimiser": "clip-vip-adamw", "schedule": "clip-vip-invsqrt", "contrast": "dual-softmax"}),
+        (5, -1, {}),
+        (-1, 5, {}),
+        (5, -1, {"precision": "bfloat16"}),
+        (5, -1, {"optimiser": "bertadam", "schedule": "bert-cosine"}),
+        (5, -1, {"optimiser": "clip-vip-adamw", "schedule": "clip-vip-invsqrt", "contrast": "dual-softmax"}),
     ],
 )
 def test_a_stopped_run_goes_on_to_the_same_weights(
     data: Data, tmp_path: Path, kill_at: int, stop_at: int, changes: dict[str, Any]
 ) -> None:
-    config = replace(QUICK, epochs=1.5, gumbel=0.5, **{"precision": "float32", **changes})
+    config = replace(QUICK, gumbel=0.5, evaluate_every=3, **{"precision": "float32", **changes})
     for name in ("whole", "cut"):
         (tmp_path / name).mkdir()
     whole = run(data, tmp_path / "whole", config)
+    assert whole.step == 6
     with contextlib.suppress(Stop):
         assert run(data, tmp_path / "cut", config, kill_at, stop_at).step == stop_at
     cut = run(data, tmp_path / "cut", config)
