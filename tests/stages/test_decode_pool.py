@@ -62,7 +62,18 @@ def children(of: int | None = None) -> set[int]:
 
 
 def shared_memory() -> list[str]:
-    return sorted(os.listdir("/dev/shm"))
+    """Segments that no foreign process, as another run of these tests, has mapped."""
+    names = sorted(os.listdir("/dev/shm"))
+    return [name for name in names if not is_mapped_elsewhere(name)]
+
+
+def is_mapped_elsewhere(name: str) -> bool:
+    own = {os.getpid(), *children()}
+    for process in [int(path.name) for path in Path("/proc").iterdir() if path.name.isdecimal()]:
+        with contextlib.suppress(OSError):  # it has just ended, or is somebody else's
+            if process not in own and f"/dev/shm/{name}" in Path(f"/proc/{process}/maps").read_text():
+                return True
+    return False
 
 
 def copies(clip: Path, names: list[str]) -> list[Path]:
