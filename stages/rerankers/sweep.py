@@ -41,7 +41,7 @@ _BLOCK_BYTES = {"cpu": 10 << 20, "cuda": 1 << 30}
 """Converted tokens that are looked at together; on a CPU they stay in its cache."""
 _OFTEN = 4
 """A video of so many visitors or more is looked at by these alone, all at once."""
-_MOST_VISITORS = 256
+_MOST_VISITORS = 32
 _SHORTEST = 1e-12
 """Shorter tokens count as of this length, as torch's ``normalize`` has it."""
 
@@ -144,13 +144,14 @@ class _Sweep:
         num_places = videos.tokens.shape[2]
         self._asked = block.asked(state).transpose(1, 2)  # [T, D, R]
         times, self._by_place = block.asked_when_and_where(state, num_places)  # [T, R, S], [T, R, P]
-        moments = moments_of(videos.frame_mask)
-        self._between = interpolation(moments)[seen]  # [n, F, S]
+        frame_mask = videos.frame_mask[seen]
+        moments = moments_of(frame_mask)
+        self._between = interpolation(moments)  # [n, F, S]
         by_time = torch.bmm(times[self.texts], self._between.transpose(1, 2))
         slopes = block.slope.repeat(by_time.shape[1] // len(block.slope))
-        by_time += slopes[:, None] * (moments - 0.5)[seen, None]
-        self._by_time = by_time.masked_fill_(~videos.frame_mask[seen, None], NEVER)  # [n, R, F]
-        self._num_real = videos.frame_mask.sum(dim=-1).clamp_min(1)[seen, None] * num_places
+        by_time += slopes[:, None] * (moments - 0.5)[:, None]
+        self._by_time = by_time.masked_fill_(~frame_mask[:, None], NEVER)  # [n, R, F]
+        self._num_real = frame_mask.sum(dim=-1, keepdim=True).clamp_min(1) * num_places
 
         self.tables = torch.cat([block.time, block.places(num_places)])
         """What is known of a token's time and place, [S + P, D]."""
