@@ -21,21 +21,23 @@ from stages.models.remembered import SETTLED_SECONDS
 
 NUM_VIDEOS = 100
 LIMIT = 1.2
-_TORCH = "import torch"
+_TORCH = "import os, torch; os._exit(0)"
 _MODEL = """
-import sys, torch
+import os, sys, torch
 from pathlib import Path
 from index_store.store import Store
 from stages.models import load_text_side
 load_text_side(Store.open(Path(sys.argv[1])).settings.model, "cpu")
+os._exit(0)
 """
+"""Without the end of a process, in which torch takes itself apart."""
 
 
 def run(models: tuple[str, ...] = ("tbpipe-small", "ViT-B-32"), repetitions: int = 3) -> Iterator[Ratio]:
     """A search in a process of its own, with each model; nothing of the weights but their shape matters."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        environment = {**os.environ, "XDG_CACHE_HOME": str(folder / "cache"), "OMP_NUM_THREADS": "1"}
+        environment = {**os.environ, "TBPIPE_CACHE_DIR": str(folder / "cache"), "OMP_NUM_THREADS": "1"}
         environment.pop("PYTHONDONTWRITEBYTECODE", None)  # an installed package is compiled
         for model in models:
             weights = "" if model == "tbpipe-small" else str(random_weights(folder / "weights.safetensors", model))

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import os
 import signal
 import sys
+import threading
 from typing import Any, NoReturn
 
 import click
@@ -25,8 +27,11 @@ class Group(click.Group):
         try:
             self._run(*args, **kwargs)
         except SystemExit as leave:
-            if not args and not kwargs and leave.code in _STOPPED:  # this is the program, and not a call within one
-                _leave_at_once(int(leave.code))
+            if not args and not kwargs and isinstance(leave.code, int):  # this is the program, not a call within one
+                if leave.code in _STOPPED:
+                    _leave_at_once(leave.code)
+                if "torch" in sys.modules:
+                    _leave_soon(leave.code)
             raise
         finally:
             signal.signal(signal.SIGTERM, before)
@@ -68,6 +73,22 @@ def _leave(message: str, code: int) -> NoReturn:
 
     click.echo(f"tbpipe: {printable(message)}", err=True)
     sys.exit(code)
+
+
+def _leave_soon(code: int) -> None:
+    """End as Python does, but without taking the libraries apart: with torch loaded, 0.8 CPU s and 200 MB.
+
+    Returns where something is left to do or to say, which is then Python's own affair.
+    """
+    if threading.active_count() > 1:
+        return
+    atexit._run_exitfuncs()
+    try:
+        sys.stdout.flush()
+        sys.stderr.flush()
+    except (OSError, ValueError):
+        return
+    os._exit(code)
 
 
 def _leave_at_once(code: int) -> NoReturn:

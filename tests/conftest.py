@@ -50,7 +50,7 @@ def _gpu(request: pytest.FixtureRequest) -> None:
 def _cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Hashes of weight files are remembered for this run, and not in the home of whoever runs it."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        patch.setenv("TBPIPE_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))
         yield
 
 

@@ -2,7 +2,7 @@
 
 Hashing 600 MB takes as long as importing torch, and a search needs the hash only to know that the weights are those of
 its store. A file is taken for the same as long as its path, size, inode and times are; whoever computes features hashes
-it all the same. The folder (``$XDG_CACHE_HOME/tbpipe/weights``) may be removed at any time, or be read-only.
+it all the same. The folder (``~/.cache/tbpipe``, or ``$TBPIPE_CACHE_DIR``) may be removed at any time, or be read-only.
 """
 
 from __future__ import annotations
@@ -68,9 +68,9 @@ def find(sha256: str) -> list[Path]:
 
 
 def _folder() -> Path | None:
-    base = os.environ.get("XDG_CACHE_HOME", "")
+    own, base = os.environ.get("TBPIPE_CACHE_DIR", ""), os.environ.get("XDG_CACHE_HOME", "")
     try:
         cache = Path(base) if Path(base).is_absolute() else Path.home() / ".cache"
     except RuntimeError:  # there is no home
         return None
-    return cache / "tbpipe" / "weights"
+    return (Path(own) if own else cache / "tbpipe") / "weights"

@@ -18,6 +18,7 @@ SHA = "0a" * 32
 
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.delenv("TBPIPE_CACHE_DIR")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(remembered, "SETTLED_SECONDS", 0.0)
     return tmp_path / "cache" / "tbpipe" / "weights"
@@ -76,7 +77,7 @@ def test_a_cache_that_cannot_be_written_does_no_harm(
     tmp_path: Path, weights: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "file").write_text("")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    monkeypatch.setenv("TBPIPE_CACHE_DIR", str(tmp_path / "file"))
     monkeypatch.setattr(remembered, "SETTLED_SECONDS", 0.0)
     remembered.remember(SHA, remembered.stamps_of([weights]))
     assert remembered.find(SHA) == []
