@@ -8,15 +8,14 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.corpus import features_of
 from benchmarks.measure import Ratio
+from benchmarks.process import TBPIPE, Cost, cost_of
 from index_store.records import VideoFile, VideoOutcome
 from index_store.settings import StoreSettings
 from index_store.store import Store
@@ -31,7 +30,6 @@ MEMORY_LIMIT_BYTES = 600e6
 _PER_FOLDER = 1000
 _PER_COMMIT = 20_000
 _REPETITIONS = 3
-_TBPIPE = (sys.executable, "-m", "pipeline")
 
 _BARE_SCAN = """
 import os, sys
@@ -44,27 +42,6 @@ while pending:
             else:
                 entry.stat()
 """
-_LAUNCHER = """
-import json, os, subprocess, sys
-process = subprocess.Popen(sys.argv[1:])
-_, status, usage = os.wait4(process.pid, 0)
-print(json.dumps([usage.ru_utime + usage.ru_stime, usage.ru_maxrss]))
-sys.exit(os.waitstatus_to_exitcode(status))
-"""
-"""A process counts the memory of the one that it was forked from: a small one starts it."""
-
-
-@dataclass(frozen=True, slots=True)
-class Cost:
-    """Of one process."""
-
-    cpu_seconds: float
-    peak_bytes: int
-    output: str
-
-    def __lt__(self, other: Cost) -> bool:
-        """By CPU seconds."""
-        return self.cpu_seconds < other.cpu_seconds
 
 
 def run(sizes: tuple[int, ...] = SIZES, num_changed: int = NUM_CHANGED) -> Iterator[Ratio]:
@@ -72,8 +49,8 @@ def run(sizes: tuple[int, ...] = SIZES, num_changed: int = NUM_CHANGED) -> Itera
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         clips = _clips(folder, num_changed)
-        extract = [*_TBPIPE, "extract", str(folder / "clips"), "--store", str(folder / "alone")]
-        alone = _cost([*extract, "--model", "tbpipe-small", "--device", "cpu"])
+        extract = [*TBPIPE, "extract", str(folder / "clips"), "--store", str(folder / "alone")]
+        alone = cost_of([*extract, "--model", "tbpipe-small", "--device", "cpu"])
         shape = Store.open(folder / "alone").settings
         costs = []
         for size in sizes:
@@ -121,7 +98,7 @@ def _after_changes(folder: Path, store: Store, clips: Sequence[bytes], num_chang
     """Of a refresh after so many files, one of a hundred, have become one of the clips."""
     for number in range(num_changed):
         (folder / "videos" / _key(100 * number)).write_bytes(clips[number % len(clips)])
-    cost = _cost(_refresh(folder / "videos", store))
+    cost = cost_of(_refresh(folder / "videos", store))
     assert len(json.loads(cost.output)["changed"]) == num_changed
     return cost
 
@@ -129,7 +106,7 @@ def _after_changes(folder: Path, store: Store, clips: Sequence[bytes], num_chang
 def _some_changed(folder: Path, clips: Sequence[bytes], shape: StoreSettings, alone: Cost) -> Ratio:
     """Of a hundred times as many files, some become other videos, which cost ``alone`` to extract."""
     store = make_corpus(folder, 100 * len(clips), shape)
-    idle = min(_cost(_refresh(folder / "videos", store)) for _ in range(_REPETITIONS))
+    idle = min(cost_of(_refresh(folder / "videos", store)) for _ in range(_REPETITIONS))
     changed = _after_changes(folder, store, clips, len(clips))
     ratio = changed.cpu_seconds / (alone.cpu_seconds + idle.cpu_seconds)
     seconds = f"{changed.cpu_seconds:.1f} s; {alone.cpu_seconds:.1f} s and {idle.cpu_seconds:.1f} s of CPU"
@@ -174,7 +151,7 @@ def _key(number: int) -> str:
 
 def _refresh(videos: Path, store: Store) -> list[str]:
     sources = ["--store", str(store.directory), "--source", str(videos)]
-    return [*_TBPIPE, "refresh", *sources, "--device", "cpu", "--json", "--quiet"]
+    return [*TBPIPE, "refresh", *sources, "--device", "cpu", "--json", "--quiet"]
 
 
 def _least(videos: Path, store: Store) -> tuple[Cost, Cost]:
@@ -182,18 +159,7 @@ def _least(videos: Path, store: Store) -> tuple[Cost, Cost]:
     scan = [sys.executable, "-c", _BARE_SCAN, str(videos)]
     bare, idle = [], []
     for _ in range(_REPETITIONS):
-        bare.append(_cost(scan))
-        idle.append(_cost(_refresh(videos, store)))
+        bare.append(cost_of(scan))
+        idle.append(cost_of(_refresh(videos, store)))
         assert json.loads(idle[-1].output)["new"] == []
     return min(bare), min(idle)
-
-
-def _cost(command: Sequence[str]) -> Cost:
-    compiled = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
-    launched = [sys.executable, "-c", _LAUNCHER, *command]
-    done = subprocess.run(launched, capture_output=True, text=True, env=compiled, check=False)
-    if done.returncode:
-        raise RuntimeError(f"{' '.join(command)} ended with {done.returncode}: {done.stderr}")
-    *output, usage = done.stdout.splitlines()
-    cpu_seconds, peak = json.loads(usage)
-    return Cost(cpu_seconds, peak * (1 if sys.platform == "darwin" else 1024), "\n".join(output))

@@ -10,11 +10,9 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from benchmarks.corpus import features_of, random_weights
+from benchmarks.corpus import random_store, random_weights
 from benchmarks.measure import Ratio, best_of, cpu_seconds
-from index_store.records import VideoFile, VideoOutcome
 from index_store.settings import SamplingSettings, StoreSettings, TokenSettings
-from index_store.store import Store
 from stages.index import build_index
 from stages.models import load_model
 from stages.models.remembered import SETTLED_SECONDS
@@ -68,14 +66,6 @@ def _measure(model: str, store: Path, environment: dict[str, str], repetitions: 
 def _store(directory: Path, model: str, weights: str) -> Path:
     """A store of random features that says it was made with this model."""
     pinned = load_model(model, weights, "cpu", towers="image").settings()
-    store = Store.create(
-        directory, StoreSettings(pinned, SamplingSettings("uniform", 12), TokenSettings("float16", "all"))
-    )
-    with store.writer() as writer:
-        outcomes = []
-        for number, features in enumerate(features_of(store.settings, NUM_VIDEOS)):
-            file = VideoFile(f"{number:07d}.mp4", directory / f"{number:07d}.mp4", 1, 1, 1)
-            outcomes.append(VideoOutcome(file, "ok", f"{number:064x}", 10.0, "none", features=features))
-        writer.commit(outcomes)
-    build_index(store)
+    shape = StoreSettings(pinned, SamplingSettings("uniform", 12), TokenSettings("float16", "all"))
+    build_index(random_store(directory, NUM_VIDEOS, shape))
     return directory
