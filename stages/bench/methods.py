@@ -139,8 +139,13 @@ class Reranking:
             lambda: self.run(reranker),
             needs,
             clock_of(self.device),
-            detail=f"K = {candidates}, {distinct} distinct of {queries * candidates} candidates",
+            detail=f"K = {candidates}, {distinct} distinct of {queries * candidates} candidates{self._note(count)}",
         )
+
+    def _note(self, count: Count) -> str:
+        """That more is read than what a method looks at; ``tbpipe prepare`` would keep that apart."""
+        needed, stored = (self._bytes_needed(sees_patches) / 1e3 for sees_patches in (count.sees_patches, True))
+        return "" if needed >= stored else f"; {stored:.0f} KB of each are stored, {needed:.0f} KB looked at"
 
     def _bytes_needed(self, sees_patches: bool) -> int:
         """Of one video."""
