@@ -69,6 +69,8 @@ class Material(AbstractContextManager["Material"]):
         self._given = None if options.store is None else Store.open(options.store)
         self._model_name = options.model or scale.model
         self.shape = self._drawn_shape() if self._given is None else self._given.settings.token_shape
+        self.index_remark = ""
+        """Why an index is searched on the CPU although there is a GPU."""
         self._stack = ExitStack()
 
     def __exit__(
@@ -196,5 +198,5 @@ class Material(AbstractContextManager["Material"]):
 
     def _with_gpu(self, index: VectorIndex) -> VectorIndex:
         if self.device.type == "cuda":
-            index.copy_to_gpus()
+            self.index_remark = index.copy_to_gpus([self.device.index or 0])
         return index

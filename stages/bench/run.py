@@ -139,6 +139,8 @@ class Bench:
     def _broad_view(self) -> Sequence[Found]:
         material = self._material
         index, vectors = material.searched_index, material.vectors
+        if material.index_remark:
+            return [Skipped("broad view", material.index_remark)]
         if not index.is_exact:
             return [Skipped("broad view", f"what a search of a {index.factory} index needs cannot be counted")]
         queries = vectors[:_NUM_QUERIES].copy()

@@ -70,7 +70,7 @@ def open_videos(paths: Sequence[Path], sampling: SamplingSettings, device: torch
 
 def _source(sampling: SamplingSettings, device: torch.device) -> AbstractContextManager[FrameSource]:
     if device.type == "cuda" and not missing_reason(str(device)):
-        return GpuDecodeThreads(sampling, str(device))
+        return GpuDecodeThreads(sampling, [str(device)])
     return DecodePool(sampling, 1 if device.type == "cpu" else os.cpu_count() or 1)
 
 
