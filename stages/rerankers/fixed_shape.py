@@ -37,7 +37,7 @@ def linear(rows: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         product = (rows * weight[0]).sum(-1, keepdim=True)
         return product if bias is None else product + bias
     flat = rows.reshape(-1, rows.shape[-1])
-    padded = functional.pad(flat, (0, 0, 0, -len(flat) % ROWS)).view(-1, ROWS, rows.shape[-1])
+    padded = _padded(flat, slice(0, len(flat) + -len(flat) % ROWS)).view(-1, ROWS, rows.shape[-1])
     product = torch.bmm(padded, weight.T.expand(len(padded), -1, -1)).flatten(0, 1)[: len(flat)]
     if bias is not None:
         product = product + bias

@@ -20,7 +20,7 @@ from stages.rerankers.temporal import NUM_POSITIONS, TemporalHead, mean_directio
 from stages.rerankers.words import SentenceAndWords, TextsByLength
 
 _SMALLEST_NORM = 1e-12
-_COLUMNS = 4 * COLUMNS
+_COLUMNS = 8 * COLUMNS
 """Frames and videos that are looked at together."""
 _ROWS = 8 * ROWS
 """Words of texts of one length that go on together."""
