@@ -17,8 +17,8 @@ ROWS = 64
 """Padding costs a lone video of 12 frames five times its rows, 500 rows next to nothing."""
 COLUMNS = 192
 """The frames of 16 videos."""
-_NARROW = 64
-"""Columns of a product with a small matrix where there are fewer than COLUMNS."""
+_MIXED = 64
+"""Columns of a product with a small matrix, where those of another number would come out with other bits."""
 _HEIGHTS, _WIDTHS = (16, 32, 48, ROWS, 128, 256), (COLUMNS, 4 * COLUMNS)
 """Of products, the longest that fit. One core, D = 512: 64 x 192: 56 GFLOP/s, 64 x 768: 85, 256 x 768: 105, without
 bound: 115. For the 15 rows of a lone text 16 x 768 takes half of the time of 64 x 768: that long memory is read."""
@@ -122,26 +122,21 @@ def mixed(matrix: Tensor, x: Tensor, dim: int) -> Tensor:
     if torch.is_grad_enabled() or x.device.type != "cpu":
         return torch.bmm(matrix, x).view(shape)
     number = x.shape[2]
-    wide, narrow = _mixing_widths(matrix.shape[1], matrix.shape[2], torch.get_num_threads())
-    width = wide if number >= wide else narrow
-    if number < width:
-        return torch.bmm(matrix, functional.pad(x, (0, width - number)))[..., :number].reshape(shape)
-    result = x.new_empty(x.shape[0], matrix.shape[1], number)
-    for start in (*range(0, number - width, width), number - width):  # the last one may repeat some
-        part = slice(start, start + width)
-        torch.bmm(matrix, x[..., part], out=result[..., part])
-    return result.view(shape)
+    if _mixes_alike(matrix.shape[1], matrix.shape[2], number, torch.get_num_threads()):
+        return torch.bmm(matrix, x).view(shape)
+    blocks = torch.split(functional.pad(x, (0, -number % _MIXED)), _MIXED, dim=2)
+    return torch.cat([torch.bmm(matrix, block) for block in blocks], 2)[..., :number].reshape(shape)
 
 
-@functools.cache
-def _mixing_widths(height: int, depth: int, num_threads: int) -> tuple[int, int]:
-    """How many columns a product with a small matrix has, and how many if that is too much; as for ``_tiles``."""
+@functools.lru_cache(maxsize=1024)
+def _mixes_alike(height: int, depth: int, width: int, num_threads: int) -> bool:
+    """Whether a small matrix times so many columns gives each the bits that it has among _MIXED; as for ``_tiles``."""
     drawn = torch.Generator().manual_seed(0)
     matrix = torch.randn(1, height, depth, generator=drawn)
-    columns = torch.randn(1, depth, _NARROW, generator=drawn)
-    repeats = COLUMNS // _NARROW
-    same = torch.equal(matrix @ columns.repeat(1, 1, repeats), (matrix @ columns).repeat(1, 1, repeats))
-    return (COLUMNS if same else _NARROW), _NARROW
+    columns = torch.randn(1, depth, _MIXED, generator=drawn)
+    repeats = -(-width // _MIXED)
+    found = torch.bmm(matrix, columns.repeat(1, 1, repeats)[..., :width])
+    return torch.equal(found, torch.bmm(matrix, columns).repeat(1, 1, repeats)[..., :width])
 
 
 def softmax(logits: Tensor, dim: int) -> Tensor:
