@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
+NUM_SLOW = pytest.StashKey[int]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -17,10 +18,19 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    run_slow = config.getoption("--run-slow")
-    for item in items:
-        if not run_slow and (item.get_closest_marker("slow") or item.get_closest_marker("crash")):
-            item.add_marker(pytest.mark.skip(reason="slow: run with --run-slow"))
+    """Leave slow tests out unless they are asked for: skipping so many, one by one, takes seconds itself."""
+    if config.getoption("--run-slow"):
+        return
+    slow = [item for item in items if item.get_closest_marker("slow") or item.get_closest_marker("crash")]
+    config.hook.pytest_deselected(items=slow)
+    config.stash[NUM_SLOW] = len(slow)
+    left_out = set(slow)
+    items[:] = [item for item in items if item not in left_out]
+
+
+def pytest_report_collectionfinish(config: pytest.Config) -> str:
+    number = config.stash.get(NUM_SLOW, 0)
+    return f"{number} slow tests are left out (run them with --run-slow)" if number else ""
 
 
 def pytest_collection_finish() -> None:

@@ -50,13 +50,14 @@ def everything(directory: Path) -> object:
         return state(snapshot), generations, attempts, snapshot.commit_number, snapshot.shards()
 
 
+@pytest.mark.crash
 @pytest.mark.parametrize(
     ("action", "stride"),
     [
         ("requeue", 1),
-        pytest.param("compact", 6, marks=pytest.mark.crash),
-        pytest.param("commit", 1, marks=pytest.mark.crash),
-        pytest.param("publish", 1, marks=pytest.mark.crash),
+        ("compact", 6),
+        ("commit", 1),
+        ("publish", 1),
     ],
 )
 def test_killed_at_any_step_a_store_is_old_or_new(tmp_path: Path, action: str, stride: int) -> None:
