@@ -7,6 +7,7 @@ again; what was not installable or failed is tried again.
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -19,7 +20,7 @@ from benchmarks.peers.extraction import Extraction
 from benchmarks.peers.plan import OURS, PEERS, ExtractionScale, Kind, Peer, RerankingScale, SearchScale
 from benchmarks.peers.processes import CommandFailedError
 from benchmarks.peers.reranking import Reranking
-from benchmarks.peers.results import Result, append, by_name, read_results
+from benchmarks.peers.results import Result, append, by_name, last_scales, read_results
 from benchmarks.peers.searching import Search
 from index_store.errors import TbpipeError, UsageError
 from stages.models.clip import has_native_bfloat16
@@ -41,10 +42,12 @@ class Bench(Protocol):
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; the exit codes are those of tbpipe."""
     options = _parser().parse_args(arguments)
+    # cron and batch systems ask so to end; what a peer has started must not stay behind then either
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         chosen = _chosen(options.names)
         options.work.mkdir(parents=True, exist_ok=True)
-        scales = {}
+        scales = last_scales(read_results(options.work))
         for kind in KINDS:
             if peers := [peer for peer in chosen if peer.kind == kind]:
                 bench = _open(kind, options)
@@ -57,6 +60,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("stopped; the same command goes on", file=sys.stderr)
         return 130
+    finally:
+        signal.signal(signal.SIGTERM, before)
     return 0
 
 

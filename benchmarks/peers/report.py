@@ -24,7 +24,7 @@ _OTHER: Mapping[Kind, str] = {"extraction": "start", "search": "build", "reranki
 
 def write(scales: Mapping[Kind, Mapping[str, Any]], results: Sequence[Result], work: Path) -> None:
     """Print the tables, and write peers.md and peers.json."""
-    found = {kind: by_name(results, scale) for kind, scale in scales.items()}
+    found = {kind: by_name(results, scales[kind]) for kind in HEADINGS if kind in scales}
     text = to_markdown(scales, found)
     print(text, end="")
     write_bytes(work / "peers.md", text.encode())

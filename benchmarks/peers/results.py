@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from benchmarks import lines
+from benchmarks.peers.plan import PEERS, Kind
 from index_store.errors import InputError
 
 NAME = "peers.jsonl"
@@ -58,3 +59,8 @@ def append(work: Path, result: Result) -> None:
 def by_name(results: Sequence[Result], scale: Mapping[str, Any]) -> dict[str, Result]:
     """Name -> its last result at this scale."""
     return {result.name: result for result in results if result.scale == scale}
+
+
+def last_scales(results: Sequence[Result]) -> dict[Kind, Mapping[str, Any]]:
+    """Kind -> the scale at which it was measured last, so that running one kind keeps the other tables."""
+    return {PEERS[result.name].kind: result.scale for result in results if result.name in PEERS}

@@ -19,7 +19,7 @@ from benchmarks.peers.environment import NotInstallableError, python_of
 from benchmarks.peers.extraction import compare
 from benchmarks.peers.plan import OURS, PEERS
 from benchmarks.peers.processes import CommandFailedError, count_cpu_seconds
-from benchmarks.peers.results import Result, read_results
+from benchmarks.peers.results import Result, append, read_results
 from benchmarks.peers.searching import recall_of
 from index_store.errors import InputError
 from stages.synthetic.render import VideoFormat, render_corpus
@@ -85,7 +85,7 @@ def test_nothing_is_left_running(tmp_path: Path) -> None:
 
 def test_a_program_that_fails_is_quoted(tmp_path: Path) -> None:
     command = [sys.executable, "-c", "import sys; print('first'); sys.exit('no such weights')"]
-    with pytest.raises(CommandFailedError, match="ended with 1: no such weights"):
+    with pytest.raises(CommandFailedError, match="ended with 1: first no such weights"):
         count_cpu_seconds(command, os.environ, tmp_path / "log", 60)
     with pytest.raises(CommandFailedError, match="was stopped after 0 s"):
         count_cpu_seconds([sys.executable, "-c", "import time; time.sleep(600)"], os.environ, tmp_path / "log", 0.3)
@@ -165,11 +165,15 @@ def test_a_second_run_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ]
     assert found[1]["ratio"] == found[1]["seconds"]["search"] / found[0]["seconds"]["search"]
     assert "numpy" in found[1]["versions"]
+    rerank = Result("tbpipe-rerank", "measured", seconds={"reading": 1.0, "all": 2.0}, same=True, scale={"videos": 7})
+    append(tmp_path, rerank)
     before = read_results(tmp_path)
     capsys.readouterr()
     assert main(arguments) == 0
     assert read_results(tmp_path) == before
-    assert "NumPy product" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "NumPy product" in printed
+    assert "videos 7." in printed, "a table that this run is not about is gone"
 
 
 @pytest.mark.slow

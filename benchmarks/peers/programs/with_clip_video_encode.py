@@ -1,4 +1,4 @@
-"""clip-video-encode, called as its README does. Argument: the job."""
+"""clip-video-encode, called as its README does, with less shared memory than its 4 GB. Argument: the job."""
 
 import json
 import sys
@@ -14,7 +14,12 @@ if __name__ == "__main__":
     output = Path(job["output"], "npy")
     output.mkdir(parents=True, exist_ok=True)
     clip_video_encode(
-        job["clips"], str(output), take_every_nth=job["every"], oc_model_name="ViT-B-32", pretrained=job["weights"]
+        job["clips"],
+        str(output),
+        take_every_nth=job["every"],
+        frame_memory_size=1,
+        oc_model_name="ViT-B-32",
+        pretrained=job["weights"],
     )
     found = [np.load(output / f"{place}.npy") for place in range(len(job["clips"]))]
     np.save(Path(job["output"], "embeddings.npy"), np.stack(found).astype(np.float32))
