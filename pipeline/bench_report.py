@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-import os
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
-
 from pipeline.printing import print_json, printable, remark
+from pipeline.tables import Table, Text, console
 
 if TYPE_CHECKING:
     from stages.bench.records import BenchReport, Clock, Growth, Limit, StageRow
 
 _PIPE_COLUMNS = 180
+"""So wide that hardly anything is folded."""
 _WIDE_COLUMNS = 140
 _SMALL = 0.1
 """Ratios below get a third digit."""
@@ -36,11 +32,11 @@ def show_bench(report: BenchReport, plot: Path | None, as_json: bool) -> None:
     threads = f"{machine.cores} cores, {machine.threads} thread{'s' * (machine.threads > 1)} used"
     print(f"{printable(machine.processor)}, {threads}; {printable(machine.device)}; {machine.versions}")
     print(printable(report.about))
-    console = _console()
-    console.print(_limits(report.limits))
-    console.print(_stages(report.stages, console.width >= _WIDE_COLUMNS))
+    out = console(_PIPE_COLUMNS)
+    out.print(_limits(report.limits))
+    out.print(_stages(report.stages, out.width >= _WIDE_COLUMNS))
     if report.growth:
-        console.print(_growth(report.growth))
+        out.print(_growth(report.growth))
     if plot is not None:
         print(f"picture: {printable(str(plot))}")
 
@@ -126,9 +122,3 @@ def _fields(report: BenchReport) -> dict[str, object]:
     """The report, and with each stage what follows from its numbers."""
     stages = [{**dataclasses.asdict(row), "ratio": row.ratio, "bound": row.bound} for row in report.stages]
     return {**dataclasses.asdict(report), "stages": stages}
-
-
-def _console() -> Console:
-    """As wide as the terminal; in a file or a pipe, so wide that hardly anything is folded."""
-    width = None if sys.stdout.isatty() or "COLUMNS" in os.environ else _PIPE_COLUMNS
-    return Console(width=width, highlight=False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import errno
 import os
 import signal
 import sys
@@ -16,6 +17,11 @@ from index_store.errors import TbpipeError
 from pipeline.stop import TerminatedError
 
 _STOPPED = (128 + signal.SIGINT, 128 + signal.SIGTERM)
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+class _NobodyReadsError(Exception):
+    """The reader of our stdout has gone. click would take a BrokenPipeError for a failure of its own."""
 
 
 class Group(click.Group):
@@ -36,6 +42,16 @@ class Group(click.Group):
         finally:
             signal.signal(signal.SIGTERM, before)
 
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command; what it has printed must have arrived before its exit code says that it has."""
+        try:
+            try:
+                return super().invoke(ctx)
+            finally:
+                sys.stdout.flush()
+        except BrokenPipeError:
+            raise _NobodyReadsError from None
+
     def _run(self, *args: Any, **kwargs: Any) -> NoReturn:
         try:
             code = super().main(*args, **{**kwargs, "standalone_mode": False})
@@ -50,10 +66,13 @@ class Group(click.Group):
             _leave("interrupted; everything finished before is committed", 130)
         except TerminatedError:
             _leave("terminated; everything finished before is committed", 143)
-        except BrokenPipeError:  # the reader of our stdout has gone: nobody to talk to
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            sys.exit(141)
+        except _NobodyReadsError:
+            _print_nothing_more()
+            sys.exit(128 + signal.SIGPIPE)
         except Exception as error:
+            if isinstance(error, OSError) and error.errno in _FULL and error.filename is None:
+                _print_nothing_more()
+                _leave("the disk is full where the output goes; free some space, or print elsewhere", 14)
             if os.environ.get("TBPIPE_DEBUG"):
                 raise
             name = type(error).__name__
@@ -66,6 +85,11 @@ class Group(click.Group):
 
 def _terminate(signal_number: int, frame: object) -> NoReturn:
     raise TerminatedError
+
+
+def _print_nothing_more() -> None:
+    """Python would try what is left of stdout again at its end, and fail again."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _leave(message: str, code: int) -> NoReturn:

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-__all__ = ["Table", "Text", "fact_table", "print_table"]
+__all__ = ["Table", "Text", "console", "fact_table", "print_table"]
 
 
 def fact_table(title: str) -> Table:
@@ -22,5 +22,16 @@ def fact_table(title: str) -> Table:
 
 def print_table(table: Table) -> None:
     """On stdout; 120 wide where that is no terminal."""
-    width = None if sys.stdout.isatty() or "COLUMNS" in os.environ else 120
-    Console(width=width, highlight=False).print(table)
+    console(120).print(table)
+
+
+def console(pipe_columns: int) -> Console:
+    """Stdout: as wide as the terminal; in a file or a pipe, so wide."""
+    width = None if sys.stdout.isatty() or "COLUMNS" in os.environ else pipe_columns
+    return _Console(width=width, highlight=False)
+
+
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        """What a reader who has gone means is decided in one place, for tables and everything else."""
+        raise BrokenPipeError

@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +16,8 @@ import pytest
 
 from index_store.store import Store
 from stages.synthetic.render import VideoFormat, render_corpus
+from tests.forked import ROOT
+from tests.index_store.samples import SETTINGS
 from tests.index_store.test_hostile import fill_up, mounted
 from tests.pipeline.conftest import SMALL, Outcome, Run
 
@@ -35,6 +38,22 @@ def store(finished_store: Path, tmp_path: Path) -> Path:
 
 def is_clean(run: Run, store: Path) -> bool:
     return run("verify", "--store", store, "--read-data").code == 0
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
+@pytest.mark.parametrize("options", [(), ("--json",)], ids=["table", "json"])
+def test_output_that_finds_no_room_or_no_reader_is_not_taken_for_printed(tmp_path: Path, options: list[str]) -> None:
+    store = Store.create(tmp_path / "store", SETTINGS).directory
+    command = [sys.executable, "-m", "pipeline", "info", "--store", str(store), *options]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False, cwd=ROOT)
+    said(Outcome(done.returncode, "", done.stderr), 14, "the disk is full where the output goes")
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, check=False, cwd=ROOT)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (141, "")
 
 
 @pytest.mark.slow
