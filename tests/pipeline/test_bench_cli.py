@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
-import signal
-import threading
-import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from pipeline import bench_report
 from stages.bench import scale
+from stages.bench.machine import ScratchFile
+from stages.bench.measure import Yardstick
 from stages.bench.records import BenchReport, Growth, GrowthPoint, Limit, Machine, Part, Skipped, StageRow
 from stages.bench.scale import QUICK, GrowthSizes
 from stages.synthetic.render import VideoFormat
@@ -53,7 +52,10 @@ REPORT = BenchReport(
 )
 
 
-def test_the_table_says_what_the_limit_is_made_of(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_table_says_what_the_limit_is_made_of(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("COLUMNS", raising=False)
     bench_report.show_bench(REPORT, None, as_json=False)
     out, err = capsys.readouterr()
     assert err == "not measured: extract: no weights\n"
@@ -97,15 +99,12 @@ def test_a_stop_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch, run: Run,
     """Ctrl-C comes once something has been written."""
     monkeypatch.setattr(scale, "QUICK", TINY)
 
-    def stop() -> None:
-        while not list(tmp_path.glob("*/scratch")):
-            time.sleep(0.01)
-        os.kill(os.getpid(), signal.SIGINT)
+    def stop(scratch: ScratchFile) -> Iterator[Yardstick]:
+        assert scratch.path.exists()
+        raise KeyboardInterrupt
 
-    waiting = threading.Thread(target=stop, daemon=True)
-    waiting.start()
+    monkeypatch.setattr(ScratchFile, "yardsticks", stop)
     done = run("bench", "--quick", "--directory", tmp_path)
-    waiting.join()
     assert (done.code, done.out) == (130, "")
     assert "stopped" in done.err
     assert list(tmp_path.iterdir()) == []
