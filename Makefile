@@ -21,7 +21,7 @@ demo: install ## the main job on real encoded videos, no download of weights
 	$(BIN)/tbpipe demo
 
 test: install ## every test that needs no GPU
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --run-slow --numprocesses 2 --dist loadfile --no-loadscope-reorder --durations 12
+	$(BIN)/python -m pytest --run-slow --durations 12
 
 fast: install ## the fast tests
 	$(BIN)/python -m pytest

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import gc
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+"""Two test processes share the cores; read by torch when it is imported, and by every process that tests start."""
 NUM_SLOW = pytest.StashKey[int]()
 
 
