@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import (
@@ -16,6 +17,9 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from rich.text import Text
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 class _Rate(ProgressColumn):
@@ -33,55 +37,39 @@ class _Rate(ProgressColumn):
         return Text(text, style="progress.data.speed")
 
 
-class Bar(AbstractContextManager["Bar"]):
+class _Drawn(AbstractContextManager[Any]):
     """Drawn on stderr while the block runs, and gone when it ends."""
 
-    def __init__(self, title: str, total: int | None, unit: str) -> None:
-        self._progress = Progress(
-            TextColumn(title),
-            BarColumn(),
-            MofNCompleteColumn(),
-            _Rate(unit),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-            console=Console(stderr=True),
-            transient=True,
-        )
+    def __init__(self, title: str, total: int | None, *columns: ProgressColumn) -> None:
+        self._progress = Progress(*columns, console=Console(stderr=True), transient=True)
         self._task = self._progress.add_task(title, total=total)
 
-    def __enter__(self) -> Bar:
+    def __enter__(self) -> Self:
         self._progress.start()
         return self
 
     def __exit__(self, *exc_info: object) -> None:
         self._progress.stop()
+
+
+class Bar(_Drawn):
+    """How many things are done, how fast, and the time left."""
+
+    def __init__(self, title: str, total: int | None, unit: str) -> None:
+        times = TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn()
+        super().__init__(title, total, TextColumn(title), BarColumn(), MofNCompleteColumn(), _Rate(unit), *times)
 
     def advance(self, count: float) -> None:
         """Move on by ``count``."""
         self._progress.advance(self._task, count)
 
 
-class Steps(AbstractContextManager["Steps"]):
+class Steps(_Drawn):
     """How many steps are done, and the name of the one that runs."""
 
     def __init__(self, total: int) -> None:
-        self._progress = Progress(
-            MofNCompleteColumn(),
-            TextColumn("{task.description}"),
-            TimeElapsedColumn(),
-            console=Console(stderr=True),
-            transient=True,
-        )
-        self._task = self._progress.add_task("", total=total)
+        super().__init__("", total, MofNCompleteColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
         self._num_begun = 0
-
-    def __enter__(self) -> Steps:
-        self._progress.start()
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        self._progress.stop()
 
     def begin(self, name: str) -> None:
         """The step before has ended, this one begins."""
