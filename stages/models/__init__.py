@@ -13,6 +13,8 @@
     text_transformer.py  CLIP's text tower itself, as open_clip has it, but without importing open_clip
     tokenizer.py      text -> token ids
     byte_pairs.py     CLIP's tokenizer itself, likewise
+    bpe.py            byte-pair merges: applied, learned, written
+    quick_gelu.py     the activation of OpenAI's weights
     clip.py           ClipModel: the towers together, on one device, in one precision
 
 Importing this package imports neither torch nor open_clip.

@@ -1,4 +1,4 @@
-"""Byte-pair merges learned from a list of texts, in the file that open_clip's SimpleTokenizer reads."""
+"""Byte-pair merges: applied to a word, learned from texts, and written as the file that CLIP's tokenizer reads."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ def learn_merges(texts: Iterable[str], num_merges: int) -> list[Pair]:
             break
         best = min(pairs, key=lambda pair: (-pairs[pair], pair))
         merges.append(best)
-        words = Counter({_merged(symbols, best): count for symbols, count in words.items()})
+        words = Counter({merged(symbols, best): count for symbols, count in words.items()})
     return merges
 
 
-def _merged(word: Symbols, pair: Pair) -> Symbols:
+def merged(word: Symbols, pair: Pair) -> Symbols:
     """The word with every occurrence of the pair joined, from left to right."""
     joined: list[str] = []
     for symbol in word:
@@ -52,9 +52,3 @@ def write_merges(path: Path, merges: list[Pair]) -> None:
     # No newline at the end: SimpleTokenizer would take the empty line after it for one more merge.
     text = "\n".join(["#version: 0.2", *(f"{first} {second}" for first, second in merges)])
     path.write_bytes(gzip.compress(text.encode("utf-8"), mtime=0))
-
-
-def read_merges(path: Path) -> list[Pair]:
-    """The merges of a file that ``write_merges`` wrote."""
-    lines = gzip.decompress(path.read_bytes()).decode("utf-8").splitlines()[1:]
-    return [(first, second) for first, second in (line.split(" ") for line in lines)]

@@ -15,6 +15,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from stages.models.bpe import Pair, Symbols, merged
+
 START, END = "<start_of_text>", "<end_of_text>"
 WORD_END = "</w>"
 MOST_MERGES = 49152 - 256 - 2
@@ -55,26 +57,22 @@ class BytePairTokenizer:
 
     def _word_ids(self, word: str) -> list[int]:
         if word not in self._known:
-            symbols = [_SYMBOL_OF_BYTE[byte] for byte in word.encode("utf-8")]
-            symbols[-1] += WORD_END
-            self._known[word] = [self._id[symbol] for symbol in self._joined(symbols)]
+            *symbols, last = [_SYMBOL_OF_BYTE[byte] for byte in word.encode("utf-8")]
+            self._known[word] = [self._id[symbol] for symbol in self._joined((*symbols, last + WORD_END))]
         return self._known[word]
 
-    def _joined(self, symbols: list[str]) -> list[str]:
+    def _joined(self, symbols: Symbols) -> Symbols:
         """The symbols after all merges that apply."""
         while len(symbols) > 1:
-            pairs = [f"{first} {second}" for first, second in itertools.pairwise(symbols)]
-            best = min(pairs, key=lambda pair: self._rank.get(pair, MOST_MERGES))
-            if best not in self._rank:
+            best = min(itertools.pairwise(symbols), key=self._rank_of)
+            if self._rank_of(best) == MOST_MERGES:
                 break
-            joined: list[str] = []
-            for symbol in symbols:
-                if joined and f"{joined[-1]} {symbol}" == best:
-                    joined[-1] += symbol
-                else:
-                    joined.append(symbol)
-            symbols = joined
+            symbols = merged(symbols, best)
         return symbols
+
+    def _rank_of(self, pair: Pair) -> int:
+        """Its line in the list of merges, which is kept as it was read; MOST_MERGES where it has none."""
+        return self._rank.get(" ".join(pair), MOST_MERGES)
 
 
 def _first_lines(path: Path, number: int) -> str:

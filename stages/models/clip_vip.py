@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from stages.models.architecture import Architecture
+from stages.models.quick_gelu import quick_gelu
 
 
 class ClipVip(nn.Module):
@@ -96,7 +97,7 @@ class _Block(nn.Module):
         """[B, M + T L, C] -> the same shape."""
         hidden = hidden + self._attend(self.ln_1(hidden), num_frames)
         inner = self.mlp["c_fc"](self.ln_2(hidden))
-        result: Tensor = hidden + self.mlp["c_proj"](inner * torch.sigmoid(1.702 * inner))
+        result: Tensor = hidden + self.mlp["c_proj"](quick_gelu(inner))
         return result
 
     def _attend(self, hidden: Tensor, num_frames: int) -> Tensor:

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from stages.models.quick_gelu import QuickGelu
+
 PLAIN = frozenset({"context_length", "vocab_size", "width", "heads", "layers", "mlp_ratio"})
 """Settings of towers that this one can be; open_clip's others ask for towers of other kinds."""
 _ABOUT_TOKENIZER = frozenset({"hf_tokenizer_name", "tokenizer_mode", "tokenizer_kwargs"})
@@ -64,14 +66,6 @@ class LayerNorm(nn.LayerNorm):
         """Normalise over the last axis."""
         normalised = functional.layer_norm(hidden, self.normalized_shape, self.weight, self.bias, self.eps)
         return normalised.to(hidden.dtype)
-
-
-class QuickGelu(nn.Module):
-    """The activation of OpenAI's weights."""
-
-    def forward(self, hidden: Tensor) -> Tensor:
-        """Of x: x sigmoid(1.702 x)."""
-        return hidden * torch.sigmoid(1.702 * hidden)
 
 
 class _Transformer(nn.Module):

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.functional import normalize
 
+from stages.models.quick_gelu import quick_gelu
 from stages.rerankers.base import QueryBatch
 from stages.rerankers.fixed_shape import linear
 from stages.rerankers.pairwise import PairwiseReranker
@@ -20,7 +21,6 @@ from stages.rerankers.temporal import (
     Transformer,
     number_of_layers,
     pool,
-    quick_gelu,
     temporal_sizes,
 )
 

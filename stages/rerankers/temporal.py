@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
+from stages.models.quick_gelu import quick_gelu
 from stages.rerankers.fixed_shape import linear
 
 NUM_POSITIONS = 77
@@ -155,11 +156,6 @@ class _Mlp(nn.Module):
     def forward(self, hidden: Tensor) -> Tensor:
         inner = quick_gelu(linear(hidden, self.c_fc.weight, self.c_fc.bias))
         return linear(inner, self.c_proj.weight, self.c_proj.bias)
-
-
-def quick_gelu(x: Tensor) -> Tensor:
-    """GELU as CLIP has it, x sigmoid(1.702 x)."""
-    return x * torch.sigmoid(1.702 * x)
 
 
 def pool(frames: Tensor, frame_mask: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import math
 from dataclasses import replace
@@ -14,7 +15,7 @@ from torch.nn import functional
 
 from index_store.settings import SamplingSettings
 from stages.models import MODELS, load_model
-from stages.models.bpe import learn_merges, read_merges, write_merges
+from stages.models.bpe import Pair, learn_merges, write_merges
 from stages.models.tiny import TinySizes, model_config, new_model, new_tokenizer, save_tokenizer, vocabulary_size
 from stages.preprocess import Preprocessor
 from stages.synthetic.pretrain import (
@@ -55,6 +56,12 @@ CONFIG = PretrainConfig(
     video_format=VideoFormat(32, 32, 4, 1.0),
     vocabulary_captions=60,
 )
+
+
+def read_merges(path: Path) -> list[Pair]:
+    """The merges of a file that ``write_merges`` wrote."""
+    lines = gzip.decompress(path.read_bytes()).decode().splitlines()[1:]
+    return [(first, second) for first, second in (line.split(" ") for line in lines)]
 
 
 def test_merges_join_the_most_frequent_pair_first_and_survive_the_file(tmp_path: Path) -> None:
