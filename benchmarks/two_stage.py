@@ -1,7 +1,12 @@
 """Two stages against scoring every pair: a method over the K that the broad view recalls, and over all N videos.
 
-Both sides run the same code from the same files: the stored tokens, or what was prepared of them. Videos are planted: a
-text and its words lie near the frames of one video, so that scoring everything has a right answer.
+Both sides run the same code from the same files: the stored tokens, or what was prepared of them. Queries come in two
+ways. All at once: scoring everything then reads a video once for all of them, while in two stages each has candidates
+of its own. One at a time, as somebody sends them: then both sides read what they score, N videos or K, and what was
+opened for the first query stays open.
+
+Videos are planted: a text and its words lie near the frames of one video, so that scoring everything has a right
+answer.
 """
 
 from __future__ import annotations
@@ -24,7 +29,7 @@ from index_store.store import Store
 from stages.index import build_index
 from stages.models.clip import TextFeatures
 from stages.prepare import prepare
-from stages.rerank import rerank
+from stages.rerank import FocusedView, rerank
 from stages.rerankers import QueryBatch, Reranker, make_reranker
 from stages.rerankers.video_sides import video_side_of
 from stages.search import BroadView, open_index
@@ -40,11 +45,36 @@ GROWTH_WIDTH, GROWTH = 128, (1_000, 10_000, 100_000)
 """Narrower, so that 100,000 videos take 5 GB of disk."""
 SCORED = 10_000
 """Videos that scoring everything is timed on; more take as many times longer."""
+ALONE = 3
+"""Queries that all videos are scored with one after the other."""
 _BEST = 10
 _BLOCK = 500
 _PER_COMMIT = 500
 _TEXT_NOISE = 0.21
 """Of a text around its video's direction, of length 0.21 sqrt(D) to its 1: so far that both sides err now and then."""
+
+
+@dataclass(frozen=True, slots=True)
+class Alone:
+    """CPU seconds of one query by itself, on one thread."""
+
+    exhaustive: float
+    """Every video read and scored."""
+    broad: float
+    """The first stage."""
+    two_stages: float
+    """Both, to the finished ranking."""
+    is_same: bool
+    """Whether every ranking is the one that the query has among the others."""
+
+    @property
+    def ratio(self) -> float:
+        """How many times faster two stages are."""
+        return self.exhaustive / self.two_stages
+
+    def bound(self, num_videos: int) -> float:
+        """The ratio if a candidate cost what a video costs when everything is scored, and nothing else were to do."""
+        return self.exhaustive / (self.broad + TOP_K / num_videos * self.exhaustive)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +97,7 @@ class Found:
     """Of those, the share whose first stays first in two stages, in percent."""
     same_best: float
     """Share of the queries whose ten best of the K are those of all scores, in the same order, in percent."""
+    alone: Alone
 
     @property
     def focused(self) -> float:
@@ -107,9 +138,28 @@ def _ratios(found: dict[str, Found], num_videos: int, num_queries: int) -> Itera
         yield Ratio(f"{name}, same ten best of K, percent", times.same_best, 100.0, at_most=False)
         detail = f"of the {times.right:.0f} % that are right when all are scored"
         yield Ratio(f"{name}, first places kept, percent", times.kept, 95.0, at_most=False, detail=detail)
+        yield _alone(name, times, num_videos)
     if {"ucofia", "eercf"} <= found.keys():
-        ratio = found["ucofia"].exhaustive / found["eercf"].two_stages
+        ucofia, eercf = found["ucofia"], found["eercf"]
+        ratio = ucofia.exhaustive / eercf.two_stages
         yield Ratio("ucofia, all scored / eercf, two stages", ratio, wanted, at_most=False, detail=where)
+        ratio = ucofia.alone.exhaustive / eercf.alone.two_stages
+        yield Ratio("one query, ucofia, all scored / eercf, two stages", ratio, wanted, at_most=False)
+
+
+def _alone(name: str, times: Found, num_videos: int) -> Ratio:
+    """What a query by itself gains, and why not more."""
+    alone = times.alone
+    all_bytes, index_bytes = num_videos * times.row_bytes, 4 * num_videos * WIDTH
+    said = (
+        f"all {1e3 * alone.exhaustive:.0f} ms ({1e6 * alone.exhaustive / num_videos:.0f} us a pair), two stages "
+        f"{1e3 * alone.two_stages:.1f} ms, of which the broad view {1e3 * alone.broad:.1f}; with that and K such pairs "
+        f"only it would be {alone.bound(num_videos):.0f}; {all_bytes / 1e6:.0f} MB are read of all, "
+        f"{times.row_bytes * TOP_K / 1e6:.1f} MB of K, {index_bytes / 1e6:.0f} MB of the index; rankings "
+        f"{'as' if alone.is_same else 'NOT as'} among the others"
+    )
+    wanted = min(100.0, num_videos / TOP_K / 2)
+    return Ratio(f"one query, {name}, all scored / two stages", alone.ratio, wanted, at_most=False, detail=said)
 
 
 def _growth(name: str, grown: dict[int, Found]) -> Iterator[Ratio]:
@@ -117,7 +167,9 @@ def _growth(name: str, grown: dict[int, Found]) -> Iterator[Ratio]:
     times = max(grown) / min(grown)
     detail = f"D = {GROWTH_WIDTH}; " + "; ".join(
         f"N = {number}: all {found.exhaustive:.1f} s, broad {found.broad:.3f} s, focused {found.focused:.2f} s, "
-        f"{found.exhaustive / found.two_stages:.0f} x, kept {found.kept:.0f} %"
+        f"{found.exhaustive / found.two_stages:.0f} x, kept {found.kept:.0f} %; one query: all "
+        f"{1e3 * found.alone.exhaustive:.0f} ms, two stages {1e3 * found.alone.two_stages:.1f} ms, "
+        f"{found.alone.ratio:.0f} x"
         for number, found in grown.items()
     )
     focused = largest.focused / smallest.focused
@@ -171,13 +223,54 @@ def _measure(store: Store, reranker: Reranker, texts: PlantedTexts, num_queries:
         started = cpu_seconds()
         scores = score_everything(source, some, QueryBatch.of(encoded), reranker)
         exhaustive = (cpu_seconds() - started) * len(ids) / len(some)
+        focus = FocusedView(snapshot, index, reranker, top_k=TOP_K)
+        alone = _measure_alone(view, focus, source, reranker, texts, queries, ranked, some, len(ids))
     best = [some[place] for place in scores.argmax(axis=1).tolist()]
     right = [video == ids[texts.video_of(row)] for row, video in enumerate(best)]
     stays = [ranking.hits[0].video_id == video for ranking, video in zip(ranked, best, strict=True)]
     kept = [stay for stay, is_right in zip(stays, right, strict=True) if is_right]
     same = [_same_best(ranking, some, row) for ranking, row in zip(ranked, scores, strict=True)]
-    percent = [100 * float(np.mean(values)) if values else 0.0 for values in (right, kept, same)]
-    return Found(exhaustive, broad, two_stages, reading, row_bytes, *percent)
+    shares = _percent(right), _percent(kept), _percent(same)
+    return Found(exhaustive, broad, two_stages, reading, row_bytes, *shares, alone)
+
+
+def _percent(values: Sequence[bool]) -> float:
+    return 100 * float(np.mean(values)) if values else 0.0
+
+
+def _measure_alone(
+    view: BroadView,
+    focus: FocusedView,
+    source: VideoSource,
+    reranker: Reranker,
+    texts: PlantedTexts,
+    queries: Sequence[Query],
+    expected: Sequence[Ranking],
+    some: Sequence[int],
+    num_videos: int,
+) -> Alone:
+    """One query after the other; scoring everything is timed with a few of them, on the videos ``some``."""
+    encoded = [texts.encode_texts([query.text]) for query in queries]
+    sentences = [features.sentence.numpy() for features in encoded]
+
+    def rank_each() -> list[Ranking]:
+        asked = zip(encoded, queries, strict=True)
+        return [ranking for features, query in asked for ranking in focus.rankings(Encoded(features), [query])]
+
+    def score_some() -> None:
+        for features in encoded[:ALONE]:
+            score_everything(source, some, QueryBatch.of(features), reranker)
+
+    is_same = rank_each() == list(expected)  # and now everything is in memory
+    exhaustive, two_stages, broad = best_of(
+        REPETITIONS,
+        score_some,
+        rank_each,
+        lambda: [view.candidates(sentence, TOP_K) for sentence in sentences],
+        clock=cpu_seconds,
+    )
+    exhaustive *= num_videos / len(some) / len(encoded[:ALONE])
+    return Alone(exhaustive, broad / len(queries), two_stages / len(queries), is_same)
 
 
 def _same_best(ranking: Ranking, ids: Sequence[int], scores: NDArray[np.float32]) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import chain, islice
 
 import numpy as np
 import torch
@@ -42,6 +43,38 @@ class _Batch:
     """Theirs."""
 
 
+class FocusedView:
+    """Reranks what the broad view recalls, call after call; what is opened for it is opened once.
+
+    For whoever answers queries as they come. Not for two calls at once: each is read to its end before the next.
+    """
+
+    def __init__(
+        self,
+        snapshot: Snapshot,
+        index: VectorIndex,
+        reranker: Reranker,
+        *,
+        top_k: int = DEFAULT_TOP_K,
+        memory_bytes: int = DEFAULT_MEMORY_BYTES,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        """As ``rerank``, which is one call. The snapshot and the index must stay open."""
+        self._snapshot, self._reranker, self._top_k = snapshot, reranker, top_k
+        self._view = BroadView(snapshot, index)
+        self._source = open_source(snapshot, reranker, min(top_k, len(index)), memory_bytes, torch.device(device))
+
+    def rankings(self, encoder: TextEncoder, queries: Iterable[Query]) -> Iterator[Ranking]:
+        """The focused ranking of each query's candidates, in the order of the queries, as they are done."""
+        remaining = iter(queries)
+        first = list(islice(remaining, 2))
+        encoded = encode_queries(encoder, chain(first, remaining))
+        batches = _batches(self._snapshot, self._view, encoded, self._top_k, self._source)
+        is_alone = len(first) < 2  # nothing comes after it; a thread would cost it a fifth of its time
+        for batch in batches if is_alone else ahead(batches):
+            yield from _rankings(batch, _score(self._reranker, batch))
+
+
 def rerank(
     snapshot: Snapshot,
     index: VectorIndex,
@@ -59,10 +92,8 @@ def rerank(
     it nor on the other queries, nor on what is prepared. Raises UsageError when the candidates of one query do not fit
     into the memory.
     """
-    view = BroadView(snapshot, index)
-    source = open_source(snapshot, reranker, min(top_k, len(index)), memory_bytes, torch.device(device))
-    for batch in ahead(_batches(snapshot, view, encode_queries(encoder, queries), top_k, source)):
-        yield from _rankings(batch, _score(reranker, batch))
+    view = FocusedView(snapshot, index, reranker, top_k=top_k, memory_bytes=memory_bytes, device=device)
+    yield from view.rankings(encoder, queries)
 
 
 # -- finding and reading: one thread, one batch ahead ------------------------------------------------------------------

@@ -12,7 +12,7 @@ from index_store.records import Query, Ranking, VideoOutcome
 from index_store.settings import SamplingSettings
 from index_store.store import Store
 from stages.index import build_index
-from stages.rerank import rerank
+from stages.rerank import FocusedView, rerank
 from stages.rerankers import CandidateBatch, QueryBatch, make_reranker
 from stages.rerankers.eercf import EercfReranker
 from stages.search import open_index, search
@@ -75,6 +75,17 @@ def test_rankings_do_not_depend_on_the_batches(store: Store, videos_in_memory: i
     assert ranked(store, asked, top_k=10, memory_bytes=2 * VIDEO_BYTES * videos_in_memory) == expected
     assert ranked(store, asked[::-1], top_k=10) == expected[::-1]
     assert [ranking for query in asked[:12] for ranking in ranked(store, [query], top_k=10)] == expected[:12]
+
+
+@pytest.mark.parametrize("method", ["eercf", "ucofia"])
+def test_what_is_opened_once_ranks_call_after_call(store: Store, method: str) -> None:
+    """Queries alone, then several at once, in one call each, by the same buffers."""
+    expected = ranked(store, queries(6), method, top_k=10)
+    with store.snapshot() as snapshot:
+        view = FocusedView(snapshot, open_index(snapshot), make_reranker(method), top_k=10)
+        parts = queries(6)[:1], queries(6)[1:2], queries(6)[2:]
+        found = [ranking for part in parts for ranking in view.rankings(DrawnTexts(), part)]
+    assert found == expected
 
 
 def test_k_larger_than_the_corpus_ranks_every_video(store: Store) -> None:
