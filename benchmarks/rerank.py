@@ -43,7 +43,7 @@ NUM_READ = 400
 REPETITIONS = 3
 _VALUES = 8
 """As in ``stages.rerankers.fusion``."""
-_READERS, _BLOCK, _SQUARE = 4, 8, 1024
+_READERS, _BLOCK, _SQUARE = 4, 4, 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,7 +155,10 @@ def _against_plain(
 
 
 def _computing(snapshot: Snapshot, plain: PlainBinder, work: Work) -> Ratio:
-    """Scoring of loaded candidates, each of one query, against what is inevitable: float32 of them, and the product."""
+    """Scoring of loaded candidates, each of one query, against float32 of them, their lengths, and the product.
+
+    The product counts as the machine's own rate would have it: that of square matrices.
+    """
     num_queries = max(1, min(20, snapshot.num_searchable // TOP_K))
     tokens = snapshot.read_tokens(
         [record.id for record in itertools.islice(snapshot.videos(SEARCHABLE), num_queries * TOP_K)]
@@ -178,29 +181,36 @@ def _computing(snapshot: Snapshot, plain: PlainBinder, work: Work) -> Ratio:
             part = stored[start : start + _BLOCK].flatten(1, 2)
             block[: len(part)].copy_(part)
 
+    def lengths() -> None:
+        for _ in range(num_blocks):
+            torch.linalg.vector_norm(block, dim=-1)
+
     def products() -> None:
         for _ in range(num_blocks):
             torch.bmm(block, asked)
 
-    seconds, conversion, limit, of_square = best_of(
+    seconds, *limits, of_square = best_of(
         3 * REPETITIONS,
         lambda: reranker.rank(QueryBatch.of(texts), candidates),
         converted,
+        lengths,
         products,
         lambda: square @ square,
         clock=time.process_time,
     )
-    each = [1e6 * spent / pairs for spent, pairs in ((seconds, index.numel()), (conversion, len(stored)))]
-    of_product = 1e6 * limit / (num_blocks * _BLOCK)
-    rate, full_rate = 2 * frames * places * width * columns / of_product / 1e3, 2 * _SQUARE**3 / of_square / 1e9
+    each, conversion, length, of_shape = (1e6 * spent / index.numel() for spent in (seconds, *limits))
+    full_rate = 2 * _SQUARE**3 / of_square / 1e9
+    product = work.operations / full_rate / 1e3
     detail = (
-        f"{each[0]:.0f} us a pair in memory; {each[1]:.0f} us to make {2 * frames * places * width / 1e6:.1f} MB of "
-        f"float32 of its float16, and {of_product:.0f} us for the product [{frames * places}, {width}] x [{width}, "
-        f"{columns}], at {rate:.0f} billion operations a second (square ones of {_SQUARE}: {full_rate:.0f}; "
-        f"at that rate {work.operations / full_rate / 1e3:.0f} us)"
+        f"{each:.0f} us a pair in memory; {conversion:.0f} us to make {2 * frames * places * width / 1e6:.1f} MB of "
+        f"float32 of its float16, {length:.0f} us for lengths, and {product:.0f} us for "
+        f"{work.operations / 1e6:.1f} million operations at {full_rate:.0f} billion a second, as square matrices of "
+        f"{_SQUARE} have it ([{frames * places}, {width}] x [{width}, {columns}] by itself: {of_shape:.0f} us). The "
+        f"product alone is {product / each:.2f} of all, and would be {product / (conversion + length + product):.2f} "
+        f"if the rest cost nothing"
     )
-    name = "token-binder in memory, (product of that shape + conversion) / all"
-    return Ratio(name, (each[1] + of_product) / each[0], 0.5, at_most=False, detail=detail)
+    name = "token-binder in memory, (conversion + lengths + product at full rate) / all"
+    return Ratio(name, (conversion + length + product) / each, 0.5, at_most=False, detail=detail)
 
 
 def _reading(store: Store, snapshot: Snapshot, num_read: int) -> Ratio:

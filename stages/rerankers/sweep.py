@@ -37,8 +37,12 @@ from stages.rerankers.fusion import (
     moments_of,
 )
 
-_BLOCK_BYTES = {"cpu": 10 << 20, "cuda": 1 << 30}
-"""Converted tokens that are looked at together; on a CPU they stay in its cache."""
+_BLOCK_BYTES = {"cpu": 5 << 20, "cuda": 1 << 30}
+"""Converted tokens that are looked at together; on a CPU by each thread, in whose cache they then are. One core,
+12 x 50 x 512: 691, 603, 571, 603, 734 us a pair at 1.2, 2.5, 5, 10 and 20 MB."""
+_MOST_THREADS = 8
+_BLOCKS_TOGETHER = 4
+"""On a CPU the products of so many blocks are weighed together: they are small, and the steps are many."""
 _OFTEN = 4
 """A video of so many visitors or more is looked at by these alone, all at once."""
 _MOST_VISITORS = 32
@@ -73,6 +77,20 @@ class _Look:
     """In the order of the plan."""
     videos: slice | int
     """Of the block: one for each pair, or one for all of them."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Products:
+    """What tokens brought to unit length give with the columns of the texts that look at them."""
+
+    pairs: slice
+    """n of them, in the order of the plan."""
+    products: Tensor
+    """float32 [n, L, C]."""
+    tokens: Tensor | None = None
+    """[n, L, D] of any length, where a keeper needs them."""
+    per_length: Tensor | None = None
+    """1 / lengths, float32 [n, L], of these tokens."""
 
 
 def list_bytes(network: FusionNetwork, num_texts: int, num_videos: int, num_places: int) -> int:
@@ -165,28 +183,59 @@ class _Sweep:
     def run(self, keeper: _Gathered | _Digest) -> None:
         """Let every pair look, and ``keeper`` keep what it found."""
         asked = torch.cat([self._asked, keeper.columns], dim=-1).to(self._buffer.dtype)
-        for rows, looks in self._blocks:
-            raw = _loaded(self._stored, rows, self._buffer)
-            per_length = torch.linalg.vector_norm(raw, dim=-1, dtype=torch.float32).clamp_min_(_SHORTEST).reciprocal_()
-            for look in looks:
-                self._look(look, raw, per_length, asked, keeper)
+        looks = self._at_once(asked) if keeper.needs_tokens or asked.is_cuda else self._together(asked)
+        for look in looks:
+            keeper.keep(look, self._weigh(look))
         keeper.finish()
 
-    def _look(self, look: _Look, raw: Tensor, per_length: Tensor, asked: Tensor, keeper: _Gathered | _Digest) -> None:
-        """Some pairs in a block of videos: raw [c, L, D], 1 / lengths [c, L]; asked [T, D, R + more]."""
+    def _at_once(self, asked: Tensor) -> Iterator[_Products]:
+        """Products with asked [T, D, C], look by look, with the tokens."""
+        for rows, looks in self._blocks:
+            raw = _loaded(self._stored, rows, self._buffer)
+            lengths = torch.linalg.vector_norm(raw, dim=-1, dtype=torch.float32)
+            per_length = lengths.clamp_min_(_SHORTEST).reciprocal_()
+            for look in looks:
+                number = look.pairs.stop - look.pairs.start
+                tokens, of_tokens = raw[look.videos].expand(number, -1, -1), per_length[look.videos].expand(number, -1)
+                products = _bmm(tokens, asked[self.texts[look.pairs]]).mul_(of_tokens.unsqueeze(-1))
+                yield _Products(look.pairs, products, tokens, of_tokens)
+
+    def _together(self, asked: Tensor) -> Iterator[_Products]:
+        """Products with asked [T, D, C] of several looks, each made while its tokens are in the cache."""
+        most = max(_BLOCKS_TOGETHER * len(self._buffer), _MOST_VISITORS)
+        products = asked.new_empty(most, self._buffer.shape[1], asked.shape[2])
+        lengths: list[Tensor] = []
+        first = 0
+
+        def held(stop: int) -> _Products:
+            of_pairs = products[: stop - first]
+            of_pairs *= torch.cat(lengths).clamp_min_(_SHORTEST).reciprocal_().unsqueeze_(-1)
+            lengths.clear()
+            return _Products(slice(first, stop), of_pairs)
+
+        for rows, looks in self._blocks:
+            raw = _loaded(self._stored, rows, self._buffer)
+            of_block = torch.linalg.vector_norm(raw, dim=-1)
+            for look in looks:
+                start, stop = look.pairs.start, look.pairs.stop
+                if stop - first > most:
+                    yield held(start)
+                    first = start
+                tokens, of_tokens = raw[look.videos], of_block[look.videos]
+                if isinstance(look.videos, int):
+                    tokens, of_tokens = tokens.expand(stop - start, -1, -1), of_tokens.expand(stop - start, -1)
+                lengths.append(of_tokens)
+                asking = asked.index_select(0, self.texts[look.pairs])
+                torch.bmm(tokens, asking, out=products[start - first : stop - first])
+        yield held(len(self.texts))
+
+    def _weigh(self, look: _Products) -> Tensor:
+        """The weights of tokens [n, R, L], still to be divided by their total."""
         here, texts = look.pairs, self.texts[look.pairs]
-        number, num_times = len(texts), self._between.shape[2]
-        if isinstance(look.videos, int):
-            tokens = raw[look.videos].expand(number, -1, -1)
-            per_length = per_length[look.videos].expand(number, -1)
-        else:
-            tokens, per_length = raw[look.videos], per_length[look.videos]
-        products = _bmm(tokens, asked[texts])
-        weights = self._by_time[here, :, :, None] + self._by_place[texts, :, None, :]
-        _, num_rows, num_frames, num_places = weights.shape
-        of_tokens = products.view(number, num_frames, num_places, -1)[..., :num_rows].permute(0, 3, 1, 2)
-        weights.addcmul_(of_tokens, per_length.view(number, 1, num_frames, num_places))
+        num_times = self._between.shape[2]
+        weights = self._by_time[here, :, :, None] + self._by_place.index_select(0, texts).unsqueeze(2)  # [n, R, F, P]
         flat = weights.flatten(2)
+        flat += look.products[:, :, : flat.shape[1]].transpose(1, 2)
         torch.amax(flat, dim=-1, keepdim=True, out=self._highest[here])
         flat.sub_(self._highest[here]).exp_()
         by_time = weights.sum(dim=3)
@@ -194,7 +243,7 @@ class _Sweep:
         where = self.where[here]
         where[:, :, :num_times] = torch.bmm(by_time, self._between[here])
         where[:, :, num_times:] = weights.sum(dim=2)
-        keeper.keep(here, flat.mul_(per_length.unsqueeze(1)), products[:, :, num_rows:], tokens)
+        return flat
 
     def evidence(self) -> Tensor:
         """Log of the mean of exp a over each video's tokens, [G, N, R]."""
@@ -211,14 +260,18 @@ class _Sweep:
 class _Gathered:
     """Keeps the mean token that each row found, [n, R, D]: what the next block and the positional head take in."""
 
+    needs_tokens = True
+
     def __init__(self, sweep: _Sweep) -> None:
         self._sweep = sweep
         self.columns = sweep.state.new_empty(len(sweep.state), sweep.state.shape[-1], 0)
         self._gathered = sweep.state.new_empty(*sweep.where.shape[:2], sweep.state.shape[-1])
 
-    def keep(self, here: slice, weights: Tensor, products: Tensor, tokens: Tensor) -> None:
-        """Keep weights [n, R, L] x tokens [n, L, D]."""
-        _bmm_into(self._gathered[here], weights, tokens)
+    def keep(self, look: _Products, weights: Tensor) -> None:
+        """Keep weights [n, R, L], which are no longer needed, x tokens [n, L, D]."""
+        assert look.tokens is not None
+        assert look.per_length is not None
+        _bmm_into(self._gathered[look.pairs], weights.mul_(look.per_length.unsqueeze(1)), look.tokens)
 
     def finish(self) -> None:
         """Time and place come in."""
@@ -237,6 +290,8 @@ class _Digest:
     read from memory once, and not a second time to gather them.
     """
 
+    needs_tokens = False
+
     def __init__(self, sweep: _Sweep, head: EquivariantHead) -> None:
         self._sweep = sweep
         self._matched, self._value = head.matched(sweep.state), head.value.weight
@@ -246,11 +301,12 @@ class _Digest:
         self._fit = sweep.state.new_empty(number, num_rows, 1)
         self._values = sweep.state.new_empty(number, num_rows, len(self._value))
 
-    def keep(self, here: slice, weights: Tensor, products: Tensor, tokens: Tensor) -> None:
-        """Of weights [n, R, L], which are no longer needed, and products [n, L, R + NUM_VALUES]."""
+    def keep(self, look: _Products, weights: Tensor) -> None:
+        """Of weights [n, R, L] and products [n, L, R + R + NUM_VALUES]. Each row needs its own fit only."""
         num_rows = weights.shape[1]
-        torch.bmm(weights, products[:, :, num_rows:], out=self._values[here])
-        torch.sum(weights.mul_(products[:, :, :num_rows].transpose(1, 2)), dim=-1, keepdim=True, out=self._fit[here])
+        found = torch.bmm(weights, look.products[:, :, num_rows:])
+        self._fit[look.pairs] = found.diagonal(dim1=1, dim2=2).unsqueeze(-1)
+        self._values[look.pairs] = found[:, :, num_rows:]
 
     def finish(self) -> None:
         """Time and place come in."""
@@ -281,7 +337,8 @@ def _plan(
 ) -> tuple[NDArray[np.int64], list[tuple[NDArray[np.int64], list[_Look]]]]:
     """The order of pairs with these videos, int64 [n], and block by block the videos and who looks at them.
 
-    A block has at most ``block_size`` videos, the most visited ones come first.
+    A block has at most ``block_size`` videos, the most visited ones come first. Those of many visitors are looked at
+    one by one, the others in rounds.
     """
     distinct, inverse, counts = np.unique(videos, return_inverse=True, return_counts=True)
     ranked = np.argsort(-counts, kind="stable")
@@ -290,32 +347,31 @@ def _plan(
     by_place = np.argsort(place[inverse], kind="stable")
     distinct, counts = distinct[ranked], counts[ranked]
     starts = np.cumsum(counts) - counts
+    num_visitors, from_here, often = counts.tolist(), starts.tolist(), int((counts >= _OFTEN).sum())
     order: list[NDArray[np.int64]] = []
     blocks: list[tuple[NDArray[np.int64], list[_Look]]] = []
     done = 0
+
+    def look(pairs: NDArray[np.int64], seen: slice | int) -> _Look:
+        nonlocal done
+        order.append(pairs)
+        done += len(pairs)
+        return _Look(slice(done - len(pairs), done), seen)
+
     for first in range(0, len(distinct), block_size):
-        looks: list[_Look] = []
-        block = slice(first, first + block_size)
-        for pairs, seen in _visits(by_place, starts[block], counts[block]):
-            order.append(pairs)
-            looks.append(_Look(slice(done, done + len(pairs)), seen))
-            done += len(pairs)
-        blocks.append((distinct[block], looks))
+        last = min(first + block_size, len(distinct))
+        looks = [
+            look(by_place[start : min(start + _MOST_VISITORS, from_here[row] + num_visitors[row])], row - first)
+            for row in range(first, min(often, last))
+            for start in range(from_here[row], from_here[row] + num_visitors[row], _MOST_VISITORS)
+        ]
+        row = max(first, often)
+        for visit in range(num_visitors[row] if row < last else 0):
+            while num_visitors[last - 1] <= visit:
+                last -= 1
+            looks.append(look(by_place[starts[row:last] + visit], slice(row - first, last - first)))
+        blocks.append((distinct[first : first + block_size], looks))
     return np.concatenate(order), blocks
-
-
-def _visits(
-    by_place: NDArray[np.int64], starts: NDArray[np.int64], counts: NDArray[np.int64]
-) -> Iterator[tuple[NDArray[np.int64], slice | int]]:
-    """Pairs, and which of a block's videos they look at: those of many visitors one by one, the others in rounds."""
-    often = int((counts >= _OFTEN).sum())
-    for row in range(often):
-        pairs = by_place[starts[row] : starts[row] + counts[row]]
-        for start in range(0, len(pairs), _MOST_VISITORS):
-            yield pairs[start : start + _MOST_VISITORS], row
-    for visit in range(int(counts[often:].max(initial=0))):
-        stop = often + int((counts[often:] > visit).sum())
-        yield by_place[starts[often:stop] + visit], slice(often, stop)
 
 
 # -- tokens ------------------------------------------------------------------------------------------------------------
@@ -326,14 +382,15 @@ def _empty_block(tokens: Tensor, most: int) -> Tensor:
     _, num_frames, num_places, width = tokens.shape
     dtype = torch.float16 if tokens.is_cuda else torch.float32
     size = num_frames * num_places * width * dtype.itemsize
-    number = max(1, min(most, len(tokens), _BLOCK_BYTES[tokens.device.type] // size))
+    room = _BLOCK_BYTES[tokens.device.type] * (1 if tokens.is_cuda else min(torch.get_num_threads(), _MOST_THREADS))
+    number = max(1, min(most, len(tokens), room // size))
     return torch.empty(number, num_frames * num_places, width, dtype=dtype, device=tokens.device)
 
 
 def _loaded(tokens: Tensor, rows: NDArray[np.int64], buffer: Tensor) -> Tensor:
     """The tokens [c, L, D] of some videos, converted, in ``buffer`` if they are not there as they should be."""
     flat, into = tokens.flatten(1, 2), buffer[: len(rows)]
-    if (np.diff(rows) == 1).all():
+    if rows[-1] - rows[0] + 1 == len(rows) and (rows[1:] > rows[:-1]).all():
         here = flat[int(rows[0]) : int(rows[-1]) + 1]
         return here if here.dtype == into.dtype else into.copy_(here)
     if tokens.is_cuda:

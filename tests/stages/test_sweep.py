@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from stages.rerankers import sweep
 from stages.rerankers.fusion import FusionConfig, FusionNetwork, VideoTokens
 from stages.rerankers.sweep import StoredTokens, score_lists
 from tests.stages.test_fusion import CONFIG, FRAMES, TOKENS, WIDTH, trained
@@ -80,7 +81,7 @@ def test_it_gives_the_numbers_of_the_network(config: FusionConfig, is_turned: bo
 
 
 @pytest.mark.parametrize("num_threads", [1, pytest.param(2, marks=pytest.mark.slow)])
-def test_a_list_is_scored_to_the_same_bits_in_any_batch(num_threads: int) -> None:
+def test_a_list_is_scored_to_the_same_bits_in_any_batch(num_threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     network = FusionNetwork(FusionConfig(width=512, num_places=3, num_blocks=2))
     with torch.no_grad():
@@ -99,6 +100,8 @@ def test_a_list_is_scored_to_the_same_bits_in_any_batch(num_threads: int) -> Non
             for rows in (slice(3, 4), slice(0, 29)):
                 alone = score_lists(network, indicators, videos, own[rows], videos_of[rows], broad[rows])
                 assert torch.equal(alone, together[rows])
+            monkeypatch.setitem(sweep._BLOCK_BYTES, "cpu", 3 * videos.tokens[0].numel() * 4)  # three videos at a time
+            assert torch.equal(score_lists(network, indicators, videos, own, videos_of, broad), together)
         finally:
             torch.set_num_threads(before)
     assert together.std() > 1e-3
