@@ -202,8 +202,8 @@ def _computing(snapshot: Snapshot, plain: PlainBinder, work: Work) -> Ratio:
     full_rate = 2 * _SQUARE**3 / of_square / 1e9
     product = work.operations / full_rate / 1e3
     detail = (
-        f"{each:.0f} us a pair in memory; {conversion:.0f} us to make {2 * frames * places * width / 1e6:.1f} MB of "
-        f"float32 of its float16, {length:.0f} us for lengths, and {product:.0f} us for "
+        f"{each:.0f} us a pair in memory; {conversion:.0f} us to make float32 of {work.read_bytes / 1e3:.0f} KB of "
+        f"float16, {length:.0f} us for lengths, and {product:.0f} us for "
         f"{work.operations / 1e6:.1f} million operations at {full_rate:.0f} billion a second, as square matrices of "
         f"{_SQUARE} have it ([{frames * places}, {width}] x [{width}, {columns}] by itself: {of_shape:.0f} us). The "
         f"product alone is {product / each:.2f} of all, and would be {product / (conversion + length + product):.2f} "
