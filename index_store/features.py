@@ -243,21 +243,25 @@ def plan_reads(locations: Sequence[tuple[int, int]], places: Sequence[int] | Non
 
     By default into the first ones, in that order.
     """
-    place_of: dict[tuple[int, int], int] = {}
-    copies = []
-    for place, location in zip(range(len(locations)) if places is None else places, locations, strict=True):
-        first = place_of.setdefault(location, place)
-        if first != place:
-            copies.append((first, place))
     runs: list[_Run] = []
-    next_here = (-1, -1, -1)
-    for (shard, row), place in sorted(place_of.items()):
-        if (shard, row, place) == next_here:
-            _, first_row, first_place, num_rows = runs[-1]
-            runs[-1] = (shard, first_row, first_place, num_rows + 1)
+    copies = []
+    first = (-1, -1, -1, 0)  # of the run that goes on
+    before, place_before = (-1, -1), -1
+    for index in sorted(range(len(locations)), key=locations.__getitem__):
+        location, place = locations[index], index if places is None else places[index]
+        if location == before:
+            if place != place_before:
+                copies.append((place_before, place))
+            continue
+        before, place_before = location, place
+        shard, row = location
+        number = row - first[1]
+        if shard == first[0] and number == first[3] and place - first[2] == number:
+            first = (*first[:3], number + 1)
+            runs[-1] = first
         else:
-            runs.append((shard, row, place, 1))
-        next_here = (shard, row + 1, place + 1)
+            first = (shard, row, place, 1)
+            runs.append(first)
     return ReadPlan(len(locations), runs, copies)
 
 

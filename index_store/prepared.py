@@ -372,7 +372,7 @@ def row_checksum(fields: Sequence[Array]) -> bytes:
     """
     digest = xxhash.xxh3_128()
     for field in fields:
-        digest.update(np.ascontiguousarray(field).data.cast("B"))
+        digest.update((field if field.flags.c_contiguous else np.ascontiguousarray(field)).data)
     return digest.digest()
 
 

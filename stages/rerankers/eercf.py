@@ -17,7 +17,13 @@ from stages.rerankers.base import QueryBatch
 from stages.rerankers.fixed_shape import linear
 from stages.rerankers.matrices import TEMPERATURE, aggregate, identity
 from stages.rerankers.pairwise import PairwiseReranker
-from stages.rerankers.temporal import NUM_POSITIONS, TemporalHead, pool, temporal_sizes
+from stages.rerankers.temporal import (
+    NUM_POSITIONS,
+    TemporalHead,
+    mean_direction,
+    temporal_sizes,
+    without_padding,
+)
 
 _STRONG_TEMPERATURE = 0.1
 _SMALLEST_NORM = 1e-12
@@ -54,13 +60,15 @@ class EercfVideos:
     """float32 [c, D], G v."""
     frame_mask: Tensor
     """bool [c, F], True = takes part."""
+    gram: Tensor
+    """float32 [c, F, F], of ``frames`` with each other."""
 
     def __getitem__(self, rows: slice | Tensor) -> EercfVideos:
         """Some of the videos."""
         pooled = self.pooled[rows]
         for_sentence = pooled if self.for_sentence is self.pooled else self.for_sentence[rows]
         tokens, norms, frames = self.tokens[rows], self.norms[rows], self.frames[rows]
-        return EercfVideos(tokens, norms, frames, pooled, for_sentence, self.frame_mask[rows])
+        return EercfVideos(tokens, norms, frames, pooled, for_sentence, self.frame_mask[rows], self.gram[rows])
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -71,12 +79,14 @@ class EercfCosines:
     """float32 [c, Q, F], 0 where masked."""
     patch: Tensor
     """float32 [c, Q, F (P - 1)], 0 where masked."""
-    frame_mask: Tensor
-    """bool [c, 1, F]."""
+    frame_mask: Tensor | None
+    """bool [c, 1, F]; None: every frame takes part."""
 
     @property
-    def patch_mask(self) -> Tensor:
-        """Mask bool [c, 1, F (P - 1)]."""
+    def patch_mask(self) -> Tensor | None:
+        """Mask bool [c, 1, F (P - 1)], or None likewise."""
+        if self.frame_mask is None:
+            return None
         per_frame = self.patch.shape[-1] // self.frame.shape[-1]
         return self.frame_mask.unsqueeze(-1).expand(-1, -1, -1, per_frame).flatten(2)
 
@@ -145,19 +155,23 @@ class EercfHead(TemporalHead):
             tokens = tokens.masked_fill(~frame_mask[..., None, None], 0.0)
         flat = tokens.flatten(1, 2)
         norms = torch.linalg.vector_norm(flat, dim=-1).clamp_min(_SMALLEST_NORM)
-        frames = self.temporal(tokens[:, :, 0].masked_fill(~taking_part.unsqueeze(-1), 0.0), frame_mask)
-        pooled = pool(frames, frame_mask)
+        frames = self.temporal(without_padding(tokens[:, :, 0], taking_part), frame_mask)
+        if self.transformerClip is None and taking_part is frame_mask:  # the frames are tokens: their lengths are known
+            unit = frames / norms.view(*frames.shape[:2], -1)[..., :1]
+        else:
+            unit = normalize(frames, dim=-1)
+        pooled = mean_direction(unit, frame_mask)
         for_sentence = pooled if self.global_mat_weight is None else linear(pooled, self.global_mat_weight)
-        unit = normalize(frames, dim=-1).masked_fill(~taking_part.unsqueeze(-1), 0.0)
-        return EercfVideos(flat, norms, unit, pooled, for_sentence, taking_part)
+        unit = without_padding(unit, taking_part)
+        return EercfVideos(flat, norms, unit, pooled, for_sentence, taking_part, _products(unit, unit))
 
     def score(self, texts: Tensor, videos: EercfVideos) -> Tensor:
         """Scores float32 [c, Q] of the texts [c or 1, Q, D], unit length."""
         weights, texts = self.weights, texts.expand(len(videos.tokens), -1, -1)
         cosines = self.cosines(texts, videos)
         score: Tensor = weights.frame_weak * self.frame_weak(cosines)
-        score += weights.frame_strong * (self.frame_gathered(cosines, videos) * texts).sum(-1)
-        score += weights.sentence_video * self.sentence_video(texts, videos)
+        score += weights.frame_strong * self.frame_strong(texts, cosines, videos)
+        score += weights.sentence_video * _products(texts, videos.for_sentence[:, None])[..., 0]
         if cosines.patch.shape[-1]:
             score += weights.patch_weak * self.patch_weak(cosines)
             if weights.patch_strong:
@@ -168,11 +182,11 @@ class EercfHead(TemporalHead):
 
     def cosines(self, texts: Tensor, videos: EercfVideos) -> EercfCosines:
         """Of the texts with frames and patches."""
-        mask = videos.frame_mask[:, None]
-        number = videos.tokens.shape[1]
-        tokens = pad(videos.tokens, (0, 0, 0, _FEWEST_TOKENS - number)) if number < _FEWEST_TOKENS else videos.tokens
-        cosines = torch.bmm(texts, tokens.transpose(1, 2))[..., :number] / videos.norms[:, None]
-        cosines = cosines.view(*texts.shape[:2], mask.shape[-1], -1).masked_fill(~mask.unsqueeze(-1), 0.0)
+        mask = None if bool(videos.frame_mask.all()) else videos.frame_mask[:, None]
+        cosines = _products(texts, videos.tokens) / videos.norms[:, None]
+        cosines = cosines.view(*texts.shape[:2], videos.frame_mask.shape[-1], -1)
+        if mask is not None:
+            cosines = cosines.masked_fill(~mask.unsqueeze(-1), 0.0)
         return EercfCosines(cosines[..., 0].contiguous(), cosines[..., 1:].flatten(2), mask)
 
     def sentence_video(self, texts: Tensor, videos: EercfVideos) -> Tensor:
@@ -186,6 +200,16 @@ class EercfHead(TemporalHead):
     def patch_weak(self, cosines: EercfCosines) -> Tensor:
         """Patches weighted by their own similarity, float32 [c, Q]."""
         return aggregate(cosines.patch, cosines.patch_mask)
+
+    def frame_strong(self, texts: Tensor, cosines: EercfCosines, videos: EercfVideos) -> Tensor:
+        """Of each text with what it finds in the frames, float32 [c, Q], without gathering that.
+
+        t.n(sum_j w_j g_j) = sum_j w_j t.g_j / sqrt(sum_ij w_i w_j g_i.g_j), where g_i.g_j depends on no text.
+        """
+        gate = _masked_softmax(cosines.frame / _STRONG_TEMPERATURE, cosines.frame_mask)
+        found = cosines.frame if self.transformerClip is None else _products(texts, videos.frames)
+        length = ((videos.gram[:, None] * gate.unsqueeze(-2)).sum(-1) * gate).sum(-1).clamp_min(0.0).sqrt()
+        return (gate * found).sum(-1) / length.clamp_min(_SMALLEST_NORM)
 
     def frame_gathered(self, cosines: EercfCosines, videos: EercfVideos) -> Tensor:
         """What each text finds in the frames, float32 [c, Q, D], unit length. In training its gate has no gradient."""
@@ -217,6 +241,14 @@ def two_stages(coarse: Tensor, focused: Tensor, top_k: int) -> Tensor:
     return coarse.scatter(1, best, _BOOST + focused.gather(1, best))
 
 
-def _masked_softmax(logits: Tensor, mask: Tensor) -> Tensor:
-    """Softmax over the last axis among the entries where ``mask`` is True; 0 elsewhere."""
-    return logits.masked_fill(~mask, -torch.inf).softmax(-1)
+def _masked_softmax(logits: Tensor, mask: Tensor | None) -> Tensor:
+    """Softmax over the last axis among the entries where ``mask`` is True; 0 elsewhere. No mask: among all."""
+    return (logits if mask is None else logits.masked_fill(~mask, -torch.inf)).softmax(-1)
+
+
+def _products(rows: Tensor, columns: Tensor) -> Tensor:
+    """Within each of c videos: float32 [c, Q, D] and [c, N, D] -> [c, Q, N]."""
+    number = columns.shape[1]
+    if number < _FEWEST_TOKENS:
+        columns = pad(columns, (0, 0, 0, _FEWEST_TOKENS - number))
+    return torch.bmm(rows, columns.transpose(1, 2))[..., :number]

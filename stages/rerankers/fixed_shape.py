@@ -22,6 +22,9 @@ _MIXED = 64
 _HEIGHTS, _WIDTHS = (16, 32, 48, ROWS, 128, 256), (COLUMNS, 4 * COLUMNS)
 """Of products, the longest that fit. One core, D = 512: 64 x 192: 56 GFLOP/s, 64 x 768: 85, 256 x 768: 105, without
 bound: 115. For the 15 rows of a lone text 16 x 768 takes half of the time of 64 x 768: that long memory is read."""
+_ROW_STEP, _FEW_ROWS, _MOST_AT_ONCE = 16, 48, 4096
+"""The words of a lone text or two and the tokens of its candidates: one product, without padding of the tokens, where
+such a product gives the same bits. Cut and padded it took twice as long."""
 _MOST_PADDED = ROWS
 """Fewer rows are one product, padded; more are cut, unless an eighth more would do."""
 
@@ -52,6 +55,11 @@ def products(rows: Tensor, columns: Tensor) -> Tensor:
     if torch.is_grad_enabled() or rows.device.type != "cpu":
         return rows @ columns.T
     num_rows, num_columns = rows.shape[0], columns.shape[0]
+    if 0 < num_rows <= _FEW_ROWS and 0 < num_columns <= _MOST_AT_ONCE:
+        height = -(-num_rows // _ROW_STEP) * _ROW_STEP
+        if _multiplies_alike(height, num_columns, rows.shape[1], torch.get_num_threads()):
+            found = torch.mm(columns, _padded(rows, slice(0, height)).T)
+            return found.narrow(1, 0, num_rows).T.contiguous()
     heights, widths = _tiles(rows.shape[1], torch.get_num_threads())
     tops, lefts = _cuts(num_rows, heights), _cuts(num_columns, widths)
     is_short = tops[-1].stop < ROWS  # then products are faster the other way round
@@ -109,6 +117,16 @@ def _tiles(depth: int, num_threads: int) -> tuple[tuple[int, ...], tuple[int, ..
             if not (torch.equal(found, whole) and torch.equal(turned, whole.T)):
                 return (ROWS,), (COLUMNS,)
     return _HEIGHTS, _WIDTHS
+
+
+@functools.lru_cache(maxsize=4096)
+def _multiplies_alike(height: int, width: int, depth: int, num_threads: int) -> bool:
+    """Whether one product of so many columns with so many rows gives all the bits they have in ``_tiles``."""
+    drawn = torch.Generator().manual_seed(0)
+    rows, columns = torch.randn(ROWS, depth, generator=drawn), torch.randn(COLUMNS, depth, generator=drawn)
+    repeats = -(-width // COLUMNS)
+    found = columns.repeat(repeats, 1)[:width] @ rows[:height].T
+    return torch.equal(found, (columns @ rows.T)[:, :height].repeat(repeats, 1)[:width])
 
 
 def mixed(matrix: Tensor, x: Tensor, dim: int) -> Tensor:
