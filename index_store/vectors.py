@@ -375,9 +375,9 @@ class VectorIndex:
         ids = np.where(usable, self._row_ids[rows], np.iinfo(np.int64).max)
         scores = np.where(usable, scores, np.float32(-np.inf))
         width = result.ids.shape[1]
-        order = np.lexsort((ids, -scores), axis=-1)[:, :width]
-        result.scores[part] = np.take_along_axis(scores, order, axis=1)
-        result.ids[part] = np.where(np.isneginf(result.scores[part]), -1, np.take_along_axis(ids, order, axis=1))
+        order = np.arange(len(part))[:, None], np.lexsort((ids, -scores), axis=-1)[:, :width]
+        result.scores[part] = best = scores[order]
+        result.ids[part] = np.where(np.isneginf(best), -1, ids[order])
         if num_fetched == len(self._row_ids):
             return part[:0]
         error = self._fetch_error * np.linalg.norm(vectors, axis=1) if self.is_exact else 0.0

@@ -173,9 +173,10 @@ def _rankings(batch: _Batch, scores: NDArray[np.float32]) -> Iterator[Ranking]:
         ids = batch.result.ids[row, places]
         places = places[np.lexsort((ids, -scores[row, places]))]
         videos = batch.index[row, places]
-        moments = best_moments(
-            sentence[row], frames.embeddings[videos], frames.frame_mask[videos], frames.timestamps_seconds[videos]
-        )
+        if len(videos) == len(frames.embeddings):  # all of them: nothing has to be copied together
+            moments = best_moments(sentence[row], *frames)[videos]
+        else:
+            moments = best_moments(sentence[row], *(part[videos] for part in frames))
         hits = [
             Hit(video_id, batch.keys[video_id], broad, focused, moment)
             for video_id, broad, focused, moment in zip(

@@ -67,6 +67,7 @@ class BroadView:
             )
         self._snapshot = snapshot
         self._index = index
+        self._is_fresh = index.commit_number == snapshot.commit_number
         self._allowed: NDArray[np.bool_] | None = None
 
     @property
@@ -99,7 +100,7 @@ class BroadView:
 
         Only what was found is looked up: the catalog of a large store is never read as a whole.
         """
-        if self._index.commit_number == self._snapshot.commit_number:
+        if self._is_fresh:
             return False
         found = np.unique(ids[ids >= 0]).tolist()
         dead = [record.id for record in self._snapshot.by_ids(found) if record.status not in SEARCHABLE]
@@ -143,7 +144,7 @@ def best_moments(
     """
     wide = _float32(frames)
     cosines = np.where(frame_mask, np.einsum("kfd,d->kf", wide, sentence) / _lengths(wide), -np.inf)
-    best: NDArray[np.float64] = np.take_along_axis(timestamps_seconds, cosines.argmax(axis=1)[:, None], axis=1)[:, 0]
+    best: NDArray[np.float64] = timestamps_seconds[np.arange(len(cosines)), cosines.argmax(axis=1)]
     return best
 
 
