@@ -274,6 +274,7 @@ def test_the_blas_threshold_still_pays() -> None:
     vectors = unit(np.random.default_rng(5), 20_000, 512)
     queries = unit(np.random.default_rng(6), 100, 512)
     index = VectorIndex.build(lambda: [(np.arange(20_000), vectors)], 20_000, 512)
+    index.search(queries[:1], 10)  # without BLAS
     assert faiss.cvar.distance_compute_blas_threshold == 0
     try:
         ours = _cpu_seconds(lambda: index.search(queries, 10))
