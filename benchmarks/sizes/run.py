@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from benchmarks import lines
 from benchmarks.near_duplicates import MODEL, Corpus
@@ -25,12 +26,13 @@ from stages.models.clip import ClipModel
 from stages.rerank import rerank
 from stages.rerankers import TOKEN_BINDER, make_reranker
 from stages.rerankers.base import Reranker
-from stages.rerankers.token_binder import TokenBinderReranker, shipped_weights
+from stages.rerankers.fusion import Gathering
+from stages.rerankers.token_binder import TokenBinderReranker, TokenBinderWeights, shipped_weights
 from stages.search import open_index
 from stages.tokens import pack_features
 
 NAME = "sizes.jsonl"
-METHODS = ("eercf", TOKEN_BINDER)
+METHODS = ("eercf", "late-interaction", TOKEN_BINDER)
 SETTINGS = tuple(
     itertools.starmap(TokenSettings, itertools.product(("float16", "int8"), ("all", "24", "12", "4", "1", "cls")))
 )
@@ -70,7 +72,7 @@ def measure(corpus: Corpus, work: Path, methods: Sequence[str], settings: Sequen
     done = read_results(work)
     for tokens in settings:
         about = (tokens.dtype, tokens.keep, corpus.seed, corpus.num_videos)
-        left = [name for name in methods if _fits(name, tokens) and (name, *about) not in done]
+        left = [name for name in methods if (name, *about) not in done]
         if not left:
             continue
         directory = work / "derived"
@@ -81,11 +83,6 @@ def measure(corpus: Corpus, work: Path, methods: Sequence[str], settings: Sequen
             lines.append(work / NAME, asdict(result))
             yield result
         shutil.rmtree(directory)
-
-
-def _fits(method: str, tokens: TokenSettings) -> bool:
-    """The weights that ship know the place of each of all tokens; for fewer, others would have to be trained."""
-    return method != TOKEN_BINDER or tokens.keep == "all"
 
 
 def derive(source: Store, tokens: TokenSettings, directory: Path) -> Store:
@@ -140,9 +137,27 @@ def _opened(method: str, settings: StoreSettings) -> tuple[ClipModel, Reranker]:
     model = load_model(MODEL, device="cpu", towers="text")
     if method != TOKEN_BINDER:
         return model, make_reranker(method)
-    path = shipped_weights(settings)
+    return model, shipped_reranker(settings, model)
+
+
+def shipped_reranker(settings: StoreSettings, model: ClipModel) -> TokenBinderReranker:
+    """TokenBinder with the weights that ship, whose text side ``model`` takes over, for any way to keep tokens.
+
+    They know a place for each of all tokens. Where fewer are kept nobody knows which patch is which: then the frame
+    embedding has its own place, and every patch the mean of all.
+    """
+    path = shipped_weights(replace(settings, tokens=TokenSettings("float16", "all")))
     assert path is not None
-    return model, TokenBinderReranker.open(path, settings, model)
+    weights = TokenBinderWeights.load(path)
+    model.adopt_query_side(weights.indicators, weights.text, path)
+    network = weights.network(path)
+    if settings.tokens.keep != "all":
+        for block in network.blocks:
+            assert isinstance(block, Gathering)
+            frame, patches = block.place[:1], block.place[1:]
+            mean = patches.mean(dim=0, keepdim=True).expand(settings.token_shape[1] - 1, -1)
+            block.place = nn.Parameter(torch.cat([frame, mean]), requires_grad=False)
+    return TokenBinderReranker(network, weights.logit_scale, model.device)
 
 
 def _digits(found: Sequence[str], expected: Sequence[str]) -> str:

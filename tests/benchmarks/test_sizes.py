@@ -1,15 +1,19 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from benchmarks.corpus import random_store, settings
+from benchmarks.near_duplicates import MODEL
 from benchmarks.sizes.report import holds, rows_of, to_markdown, write
-from benchmarks.sizes.run import Result, derive
+from benchmarks.sizes.run import Result, derive, shipped_reranker
 from index_store.settings import TokenSettings
+from stages.models import load_model
 
 
 def result(dtype: str, right: str, seed: int = 1, keep: str = "all") -> Result:
@@ -29,6 +33,17 @@ def test_a_derived_store_has_the_same_videos_with_other_tokens(tmp_path: Path) -
         frame = found.tokens[:, :, 0] * found.scales[:, :, :1]
         np.testing.assert_allclose(frame, expected.tokens[:, :, 0].astype(np.float32), atol=found.scales.max())
         assert after.generation() is not None
+
+
+def test_the_shipped_weights_take_fewer_tokens_with_a_mean_place_for_every_patch() -> None:
+    model = load_model(MODEL, device="cpu", towers="text")
+    every = replace(settings(), model=model.settings())
+    few = replace(every, tokens=TokenSettings("int8", "4"))
+    blocks = [shipped_reranker(of, model).network.blocks[0] for of in (every, few)]
+    of_all, of_few = (block.state_dict()["place"] for block in blocks)
+    assert len(of_all) == every.token_shape[1]
+    assert torch.equal(of_few[0], of_all[0])
+    assert torch.allclose(of_few[1:], of_all[1:].mean(dim=0).expand(4, -1))
 
 
 def test_what_int8_loses_is_counted_query_by_query() -> None:
