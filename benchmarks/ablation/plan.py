@@ -7,8 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from stages.synthetic.comparisons import COMPARISONS
-from stages.synthetic.families import FAMILIES, GROUP_SIZE
+from stages.synthetic.families import FAMILIES, GROUP_SIZE, RELATIVE
 from stages.training.config import PRESETS, TrainConfig
 
 _BASE = replace(PRESETS["small"], validation_run=GROUP_SIZE)
@@ -126,7 +125,7 @@ def config_of(table: str, label: str, scale: Scale, seed: int) -> TrainConfig:
         evaluate_every=math.ceil(scale.steps / _VALIDATIONS),
         seed=seed,
         pool=scale.test_videos,
-        v2t=not set(scale.families) & set(COMPARISONS),
+        v2t=not set(scale.families) & set(RELATIVE),
         **TABLES[table].rows[label],
     )
 

@@ -76,6 +76,10 @@ _RANKS: dict[str, tuple[tuple[str, str], ...]] = {
     "second": (("second", "to appear"), ("second", "to come"), ("second earliest", "")),
     "third": (("third", "to appear"), ("third", "to come"), ("second latest", "")),
     "last": (("last", "to appear"), ("last", "to come"), ("latest", "")),
+    "odd size": (("oddly sized", ""), ("", "of another size than the rest"), ("", "unlike the rest in size")),
+    "odd time": (("oddly timed", ""), ("", "that comes at another time than the rest"), ("", "seen when no other is")),
+    "odd place": (("oddly placed", ""), ("", "at another place than the rest"), ("", "where no other is")),
+    "odd motion": (("oddly moving", ""), ("", "that moves another way than the rest"), ("", "moving like no other")),
 }
 """Rank -> pairs of what is said before the thing's looks and what is said after it."""
 _OPENINGS: tuple[str, ...] = ("", "", "", "a video of ", "the video shows ", "there is ", "we see ", "a clip with ")
@@ -140,7 +144,7 @@ def _name(claim: Claim, rng: np.random.Generator) -> str:
         forms = _RANKS[claim.rank]
         before, after = forms[int(rng.integers(len(forms)))]
         name = _name(replace(claim, rank=None), rng).partition(" ")[2]
-        return f"the {before} {name} {after}".rstrip()
+        return " ".join(word for word in ("the", before, name, after) if word)
     words = []
     if claim.size:
         words.append(_pick(_SIZES[claim.size], rng))

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from stages.synthetic.comparisons import COMPARISONS, Comparison
+from stages.synthetic.odd_ones import ODD_ONES, OddOnes
 from stages.synthetic.scenes import (
     OPPOSITES,
     Attribute,
@@ -123,8 +124,11 @@ FAMILIES: dict[str, Family] = {
 }
 """From one thing that is somewhere to two that move, one after the other. duet: both at once; parade: in turn."""
 
-KNOWN: dict[str, Family | Comparison] = FAMILIES | COMPARISONS
-"""All there are. The comparisons are asked for by name: their captions are true within a group only."""
+RELATIVE: dict[str, Comparison | OddOnes] = COMPARISONS | ODD_ONES
+"""Asked for by name: their captions are true within a group only, and no video alone shows that they are."""
+
+KNOWN: dict[str, Family | Comparison | OddOnes] = FAMILIES | RELATIVE
+"""All there are."""
 
 
 def draw_family_scenes(
@@ -134,14 +138,13 @@ def draw_family_scenes(
 
     Group g is ``scenes[g * GROUP_SIZE :][:GROUP_SIZE]`` and of family ``families[g % len(families)]``; the last group
     may be cut. With ``combinations`` "unseen" every group has a colour-shape pair that training never sees. What one
-    group compares no other group shows in front of the same background. Raises ValueError when the families have not
-    that many different scenes.
+    group compares no group of another kind shows in front of the same background. Raises ValueError when the families
+    have not that many different scenes.
     """
     rng = np.random.default_rng([seed, num_videos, len(families), 5])
     scenes: list[Scene] = []
     stated: set[tuple[object, ...]] = set()
-    shown: set[tuple[str, ...]] = set()
-    compared: set[tuple[str, ...]] = set()
+    shown: dict[type, set[tuple[str, ...]]] = {kind: set() for kind in (Family, Comparison, OddOnes)}
     rejected = 0
     while len(scenes) < num_videos:
         family = KNOWN[families[len(scenes) // GROUP_SIZE % len(families)]]
@@ -149,12 +152,14 @@ def draw_family_scenes(
         allowed = all(is_allowed(scene, "seen" if combinations == "seen" else "any") for scene in group)
         meanings = {_meaning(describe(scene, family.level.says)) for scene in group}
         looks = {look for scene in group for look in _looks(scene)}
-        is_new = not meanings & stated and not looks & (shown if isinstance(family, Comparison) else compared)
+        kind = type(family)
+        is_new = not meanings & stated and not any(
+            looks & others for other, others in shown.items() if other is not kind or kind is Comparison
+        )
         if allowed and is_new and _are_told_apart(group, family.level.says):
             scenes += group
             stated |= meanings
-            shown |= looks
-            compared |= looks if isinstance(family, Comparison) else set()
+            shown[kind] |= looks
             rejected = 0
             continue
         rejected += 1
