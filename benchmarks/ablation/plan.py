@@ -116,16 +116,19 @@ TABLES: dict[str, Table] = {
 def config_of(table: str, label: str, scale: Scale, seed: int) -> TrainConfig:
     """The training of a row with this seed, at this scale. Candidates come from as many videos as in the test.
 
-    Captions that compare are trained from text to video only: what rank a video has, it alone does not show.
+    Relative captions are trained with whole groups, of which there are as many candidates as a group has videos, and
+    from text to video only: what rank a video has, it alone does not show.
     """
     num_trained_on = scale.videos - round(_BASE.validation * scale.videos)
+    relative = set(scale.families) & set(RELATIVE)
+    base = replace(_BASE, num_candidates=GROUP_SIZE, pool_run=GROUP_SIZE, neighbours=0) if relative else _BASE
     return replace(
-        _BASE,
+        base,
         epochs=(scale.steps - 0.5) * _BASE.batch_size / num_trained_on,  # is rounded up to whole steps
         evaluate_every=math.ceil(scale.steps / _VALIDATIONS),
         seed=seed,
         pool=scale.test_videos,
-        v2t=not set(scale.families) & set(RELATIVE),
+        v2t=not relative,
         **TABLES[table].rows[label],
     )
 

@@ -5,6 +5,7 @@
 | scenes.py        | what can happen in a video: things, motions, places, statements         |
 | families.py      | groups of scenes that differ in one detail                              |
 | comparisons.py   | more of them, that differ in how much: size, speed, arrival             |
+| odd_ones.py      | others, in which each video alone has another size, place ... than all  |
 | drawing.py       | how a scene looks, frame by frame                                       |
 | captions.py      | how a statement is said                                                 |
 | render.py        | real H.264 files with captions, queries and judgements                  |

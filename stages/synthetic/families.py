@@ -137,9 +137,9 @@ def draw_family_scenes(
     """Scenes in groups of GROUP_SIZE, families in turn; every full description is true of one scene only.
 
     Group g is ``scenes[g * GROUP_SIZE :][:GROUP_SIZE]`` and of family ``families[g % len(families)]``; the last group
-    may be cut. With ``combinations`` "unseen" every group has a colour-shape pair that training never sees. What one
-    group compares no group of another kind shows in front of the same background. Raises ValueError when the families
-    have not that many different scenes.
+    may be cut. With ``combinations`` "unseen" every group has a colour-shape pair that training never sees. What groups
+    of a relative family show no group of another kind shows in front of the same background. Raises ValueError when the
+    families have not that many different scenes.
     """
     rng = np.random.default_rng([seed, num_videos, len(families), 5])
     scenes: list[Scene] = []

@@ -1,6 +1,6 @@
 """Families in which a caption says what sets a video apart from those like it: it alone has another size, time ...
 
-"The striped star on a meadow that is of another size than the rest" is true of one video of its group. Nothing in that
+"The red star on a meadow that is of another size than the rest" is true of one video of its group. Nothing in that
 video says so: each of the group is the odd one in something, and what is odd in one group is usual in the next. A score
 of one video alone finds the group and then guesses; who sees the others finds the odd one.
 """
@@ -15,7 +15,7 @@ import numpy as np
 
 from stages.synthetic.scenes import OPPOSITES, Attribute, Level, Scene, Thing, draw_tint
 
-SAYS: frozenset[Attribute] = frozenset({"colour", "shape", "texture", "background", "rank"})
+SAYS: frozenset[Attribute] = frozenset({"colour", "shape", "background", "rank"})
 """What all videos of a group have in common, and what is odd about one."""
 
 _JITTER = 0.015
@@ -27,21 +27,21 @@ class OddOnes:
     """One kind of group: of the same things, each differs from all others in one property of its own."""
 
     level: Level
-    """Of the scene that a group starts from. Whatever captions may say of it they always do."""
-    oddities: tuple[str, ...]
+    """Of the scene that a group starts from."""
+    ranks: tuple[str, ...]
     """What captions call the videos of a group."""
 
     def variants(self, scene: Scene, rng: np.random.Generator) -> list[Scene]:
         """A group, in random order."""
         (thing,) = scene.things
         usual, odd = {}, {}
-        for oddity in self.oddities:
+        for oddity in self.ranks:
             values = _DRAWS[oddity](scene, rng)
             usual[oddity], odd[oddity] = (values[at] for at in rng.permutation(2).tolist())
         group = []
-        for one in self.oddities:
+        for one in self.ranks:
             chosen = thing
-            for oddity in self.oddities:
+            for oddity in self.ranks:
                 chosen = (odd if oddity == one else usual)[oddity](chosen)
             tint = draw_tint(rng, chosen.colour)
             x, y = (float(at + rng.uniform(-_JITTER, _JITTER)) for at in (chosen.x, chosen.y))
@@ -92,5 +92,5 @@ _DRAWS: dict[str, Callable[[Scene, np.random.Generator], tuple[Give, Give]]] = {
 """Oddity -> two values of the property; chance says which of them is usual in the group, so neither tells."""
 
 ODD_ONES: dict[str, OddOnes] = {
-    "odd": OddOnes(Level((1,), ("right", "left", "up", "down"), 0.0, 1.0, SAYS), tuple(_DRAWS)),
+    "odd": OddOnes(Level((1,), ("right", "left", "up", "down"), 0.0, 0.0, SAYS), tuple(_DRAWS)),
 }

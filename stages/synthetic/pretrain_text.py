@@ -33,8 +33,7 @@ from stages.preprocess import normalise
 from stages.rerankers.fusion import FusionConfig
 from stages.rerankers.token_binder import FeatureKind, TokenBinderWeights
 from stages.synthetic.captions import phrase
-from stages.synthetic.comparisons import COMPARISONS
-from stages.synthetic.families import FAMILIES, SAYS
+from stages.synthetic.families import FAMILIES, RELATIVE, SAYS
 from stages.synthetic.pretrain import PretrainConfig
 from stages.synthetic.pretrain_data import (
     FrameCorpus,
@@ -85,10 +84,10 @@ class BindingConfig:
     heads_learning_rate: float = 3e-3
     weight_decay: float = 0.02
     comparisons: bool = False
-    """A third of the texts are of families that compare, and their ranks are named too."""
+    """A third of the texts are of families whose captions are relative, and ranks are named too."""
 
 
-_RANKS = tuple(rank for comparison in COMPARISONS.values() for rank in comparison.ranks)
+_RANKS = tuple(rank for family in RELATIVE.values() for rank in family.ranks)
 
 
 def _label_numbers() -> dict[tuple[str, str, str], int]:
@@ -185,13 +184,13 @@ def _draw_statements(rng: np.random.Generator, number: int) -> list[Statement]:
 
 
 def _draw_ranks(rng: np.random.Generator, number: int) -> list[Statement]:
-    """Full descriptions of single scenes of the families that compare, each with a rank: nothing is compared yet."""
+    """Full descriptions of single scenes of the relative families, each with a rank: nothing is compared yet."""
     found = []
-    for comparison in (list(COMPARISONS.values()) * number)[:number]:
-        scene = draw_scene(rng, comparison.level, "seen")
+    for family in (list(RELATIVE.values()) * number)[:number]:
+        scene = draw_scene(rng, family.level, "seen")
         (thing,) = scene.things
-        ranked = replace(scene, things=(replace(thing, rank=str(rng.choice(comparison.ranks))),))
-        found.append(describe(ranked, comparison.level.says))
+        ranked = replace(scene, things=(replace(thing, rank=str(rng.choice(family.ranks))),))
+        found.append(describe(ranked, family.level.says))
     return found
 
 
@@ -225,7 +224,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--work", type=Path, required=True, help="folder for the rendered videos")
     parser.add_argument("--steps", type=int, default=BindingConfig().steps)
     parser.add_argument("--videos", type=int, default=PretrainConfig().num_videos)
-    parser.add_argument("--comparisons", action="store_true", help="learn the ranks of the families that compare, too")
+    parser.add_argument("--comparisons", action="store_true", help="learn the ranks of the relative families, too")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     folder, sizes = MODELS["tbpipe-small"], TinySizes()

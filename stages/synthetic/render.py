@@ -177,7 +177,7 @@ def render_families(
     captions_each: int = 1,
     on_video: Callable[[int], object] = lambda count: None,
 ) -> list[CaptionedVideo]:
-    """Render the fine-grained benchmark: groups of near-duplicates, see ``families.py`` and ``comparisons.py``.
+    """Render the fine-grained benchmark: groups of near-duplicates, see ``families.py`` and what it imports.
 
     Files as render_corpus. captions.jsonl holds ``captions_each`` paraphrases of what can be said of each video; the
     first one is its query.

@@ -91,6 +91,8 @@ class TrainConfig:
     pool: int = 0
     """Videos that a step's candidates are recalled from, 0 for all: as many as there will be in use, where the training
     videos are more. Among more than that, a group of near-duplicates is rarely recalled whole."""
+    pool_run: int = 1
+    """So many videos that follow each other enter the pool together: what a caption compares is there, as in use."""
     contrast: Contrast = "mean"
     """Loss of the broad view, or of a head's scores; those of the published systems are exactly theirs.
 
@@ -131,9 +133,9 @@ class TrainConfig:
         if min(self.num_layers, self.num_words - 1, self.num_draws - 1, self.micro_videos - 1) < 0:
             sizes = f"num_layers = {self.num_layers}, num_words = {self.num_words}, num_draws = {self.num_draws}"
             raise UsageError(f"{sizes}, micro_videos = {self.micro_videos}: expected 0 layers or more, 1 of the others")
-        if self.validation_run < 1 or self.pool < 0:
-            found = f"validation_run = {self.validation_run}, pool = {self.pool}"
-            raise UsageError(f"{found}: expected 1 video or more, and 0 or more")
+        if min(self.validation_run, self.pool_run) < 1 or self.pool < 0:
+            found = f"validation_run = {self.validation_run}, pool_run = {self.pool_run}, pool = {self.pool}"
+            raise UsageError(f"{found}: expected 1 video or more, 1 or more, and 0 or more")
         if not 0 < self.epochs < float("inf") or not 0 <= self.validation < 1:
             raise UsageError(f"epochs = {self.epochs} must be above 0, validation = {self.validation} within [0, 1)")
         for name, known in _CHOICES.items():

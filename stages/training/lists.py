@@ -58,19 +58,25 @@ def draw_batch(
 
 
 def draw_pool(
-    corpus: PairCorpus, allowed: NDArray[np.int64], batch: Batch, size: int, seed: int, step: int
+    corpus: PairCorpus, allowed: NDArray[np.int64], batch: Batch, size: int, run: int, seed: int, step: int
 ) -> NDArray[np.int64]:
     """Positions, ascending, that this step's candidates are recalled from: ``size`` of the allowed ones, or all for 0.
 
-    Those of the batch come first, then their nearest neighbours, whom they are mistaken for, then any.
+    Those of the batch come first, then their nearest neighbours, whom they are mistaken for, then any. Each brings the
+    other allowed ones of its run of ``run`` videos (see PairCorpus.split) along, which may make it some more.
     """
     if not 0 < size < len(allowed):
         return allowed
     number = min(NEIGHBOURHOOD, len(allowed) - 1)
     near = nearest(corpus.pooled, batch.positions, allowed, number).T.ravel()  # the nearest of each one first
     others = np.random.default_rng([seed, 4, step]).permutation(allowed)
-    chosen = dict.fromkeys(np.concatenate([batch.positions, near, others]).tolist())
-    return np.sort(np.array(list(chosen)[: max(size, len(batch.positions))], np.int64))
+    wanted = np.concatenate([batch.positions, near, others])
+    runs = np.array(list(dict.fromkeys((wanted // run).tolist())), np.int64)
+    chosen = (runs[:, None] * run + np.arange(run)).ravel()
+    chosen = chosen[np.isin(chosen, allowed)]
+    num_needed = int(np.isin(chosen // run, batch.positions // run).sum())
+    within = chosen[: max(size, num_needed)]
+    return np.sort(chosen[np.isin(chosen // run, within // run)])
 
 
 def _sequence(allowed: NDArray[np.int64], seed: int, start: int, number: int) -> NDArray[np.int64]:

@@ -159,7 +159,7 @@ class Trainer:
         self.module.train()
         self.optimiser.zero_grad(set_to_none=True)
         batch = self._batch(self.step)
-        among = draw_pool(self.corpus, self.train_on, batch, config.pool, config.seed, self.step)
+        among = draw_pool(self.corpus, self.train_on, batch, config.pool, config.pool_run, config.seed, self.step)
         measured = self.objective.gradients(batch, among)
         norm = torch.nn.utils.clip_grad_norm_(self.module.parameters(), _GRADIENT_NORM)
         self.optimiser.step()
@@ -220,7 +220,7 @@ class Trainer:
         """
         self.module.eval()
         config, batch, every = self.config, self._validation_batch(), np.arange(len(self.corpus))
-        among = draw_pool(self.corpus, every, batch, config.pool, config.seed, self.num_steps)
+        among = draw_pool(self.corpus, every, batch, config.pool, config.pool_run, config.seed, self.num_steps)
         broad, focused = self.objective.places(batch, among).cpu().T
         return Validation(_recall(broad), _recall(focused), (1 / (1 + focused.double())).mean().item())
 

@@ -247,14 +247,31 @@ def test_a_pool_holds_the_batch_and_its_neighbours(data: Data) -> None:
         corpus = PairCorpus(snapshot, captions)
         allowed, _ = corpus.split(0.2, seed=0)
         batch = draw_batch(corpus, allowed, 4, 1, seed=0, step=5)
-        pool = draw_pool(corpus, allowed, batch, 12, seed=0, step=5)
+        pool = draw_pool(corpus, allowed, batch, 12, run=1, seed=0, step=5)
         assert pool.tolist() == sorted(set(pool.tolist()))
         assert len(pool) == 12
         closest = nearest(corpus.pooled, batch.positions, allowed, 1)
         assert {*batch.positions.tolist(), *closest.ravel().tolist()} <= set(pool.tolist()) <= set(allowed.tolist())
-        assert (pool == draw_pool(corpus, allowed, batch, 12, seed=0, step=5)).all()
-        assert (allowed == draw_pool(corpus, allowed, batch, 0, seed=0, step=5)).all()
-        assert draw_pool(corpus, allowed, batch, 2, seed=0, step=5).tolist() == sorted(batch.positions.tolist())
+        assert (pool == draw_pool(corpus, allowed, batch, 12, run=1, seed=0, step=5)).all()
+        assert (allowed == draw_pool(corpus, allowed, batch, 0, run=1, seed=0, step=5)).all()
+        assert draw_pool(corpus, allowed, batch, 2, run=1, seed=0, step=5).tolist() == sorted(batch.positions.tolist())
+
+
+def test_what_a_caption_compares_enters_the_pool_together(data: Data) -> None:
+    store, captions = data
+    with store.snapshot() as snapshot:
+        corpus = PairCorpus(snapshot, captions)
+        allowed, _ = corpus.split(0.2, seed=0, run=4)
+        batch = draw_batch(corpus, allowed, 4, 0, seed=0, step=5)
+        alone = draw_pool(corpus, allowed, batch, 20, run=1, seed=0, step=5)
+        together = draw_pool(corpus, allowed, batch, 20, run=4, seed=0, step=5)
+        for pool, is_whole in ((alone, False), (together, True)):
+            of_runs = np.isin(allowed // 4, pool // 4)
+            assert (sorted(pool.tolist()) == allowed[of_runs].tolist()) is is_whole
+            assert set(batch.positions.tolist()) <= set(pool.tolist())
+        assert 20 <= len(together) < 24
+        needed = draw_pool(corpus, allowed, batch, 2, run=4, seed=0, step=5)
+        assert needed.tolist() == allowed[np.isin(allowed // 4, batch.positions // 4)].tolist()
 
 
 def test_lists_are_the_best_by_broad_score_and_hold_the_right_one() -> None:
