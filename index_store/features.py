@@ -12,7 +12,7 @@ import io
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -276,49 +276,53 @@ class FeatureReader:
         self._open_lock = threading.Lock()
         self._threads = ThreadPoolExecutor(_NUM_THREADS, "tbpipe-read")  # starts none before it is used
 
-    def read(self, name: str, plan: ReadPlan, out: Array) -> None:
-        """Fill ``out`` [n, ...] with rows of the dataset ``name``.
+    def read(self, plan: ReadPlan, out: Mapping[str, Array]) -> None:
+        """Fill ``out``, an array [n, ...] for the name of each dataset that is wanted, with rows of these datasets.
 
         Raises DamageError when a shard is missing or not as long as the catalog says.
         """
         if not plan.runs:
             return
-        result = out.data.cast("B")
-        row_bytes = len(result) // len(out)
-        if plan.num_rows * row_bytes < _THREADED_BYTES:
-            self._read_runs(name, plan.runs, result, row_bytes)
+        results = [(name, array.data.cast("B")) for name, array in out.items()]
+        if plan.num_rows * sum(array.nbytes // len(array) for array in out.values()) < _THREADED_BYTES:
+            self._read_runs(plan.runs, results)
         else:
             step = -(-len(plan.runs) // _NUM_THREADS)
             parts = [plan.runs[start : start + step] for start in range(0, len(plan.runs), step)]
-            list(self._threads.map(lambda part: self._read_runs(name, part, result, row_bytes), parts))
+            list(self._threads.map(lambda part: self._read_runs(part, results), parts))
         for source, place in plan.copies:
-            out[place] = out[source]
+            for array in out.values():
+                array[place] = array[source]
 
     def close(self) -> None:
         """Close every shard."""
         self._threads.shutdown()
         self._open.clear()
 
-    def _read_runs(self, name: str, runs: Sequence[_Run], result: memoryview, row_bytes: int) -> None:
+    def _read_runs(self, runs: Sequence[_Run], results: Sequence[tuple[str, memoryview]]) -> None:
         shard, shard_id, num_announced = None, -1, 0
         for index, (run_shard, row, place, num_rows) in enumerate(runs):
             if shard is None or run_shard != shard_id:
                 shard, shard_id = self._shard(run_shard), run_shard
-                kept = shard.kept(name)
-            target = result[place * row_bytes : (place + num_rows) * row_bytes]
-            if kept is not None:
-                target[:] = kept[row * row_bytes : (row + num_rows) * row_bytes]
-                continue
-            done = shard.read_cached(name, row, target)
-            if done < len(target):
-                if index >= num_announced:  # not in memory: let the disk work on what comes next, too
-                    num_announced = index + _RUNS_ANNOUNCED
-                    self._announce(name, runs[index + 1 : num_announced])
-                shard.read(name, row, target, done)
+                columns = [(shard.dataset(name), shard.kept(name), result) for name, result in results]
+            for dataset, kept, result in columns:
+                size = dataset.row_bytes
+                target = result[place * size : (place + num_rows) * size]
+                if kept is not None:
+                    target[:] = kept[row * size : (row + num_rows) * size]
+                    continue
+                done = shard.read_cached(dataset, row, target)
+                if done < num_rows * size:
+                    if index >= num_announced:  # not in memory: let the disk work on what comes next, too
+                        num_announced = index + _RUNS_ANNOUNCED
+                        self._announce([name for name, _ in results], runs[index + 1 : num_announced])
+                    shard.read(dataset, row, target, done)
 
-    def _announce(self, name: str, runs: Iterable[_Run]) -> None:
+    def _announce(self, names: Sequence[str], runs: Iterable[_Run]) -> None:
         for shard_id, row, _, num_rows in runs:
-            self._shard(shard_id).announce(name, row, num_rows)
+            shard = self._shard(shard_id)
+            for name in names:
+                shard.announce(name, row, num_rows)
 
     def _shard(self, shard_id: int) -> _OpenShard:
         with self._open_lock:
@@ -356,9 +360,12 @@ class _OpenShard:
         if self._descriptor >= 0:
             os.close(self._descriptor)
 
-    def read_cached(self, name: str, row: int, target: memoryview) -> int:
+    def dataset(self, name: str) -> DatasetRecord:
+        """Where it lies in the file."""
+        return self._datasets[name]
+
+    def read_cached(self, dataset: DatasetRecord, row: int, target: memoryview) -> int:
         """Fill ``target`` with what is in memory of consecutive rows from ``row`` on; returns how many bytes."""
-        dataset = self._datasets[name]
         try:
             return os.preadv(self._descriptor, [target], dataset.offset + row * dataset.row_bytes, _ONLY_CACHED)
         except OSError:  # nothing there, or a file system that cannot tell; read() meets and reports a real error
@@ -368,22 +375,21 @@ class _OpenShard:
         """All bytes of a small dataset, read once; None for a large one."""
         if name not in self._kept:
             dataset = self._datasets[name]
-            size = dataset.shape[0] * dataset.row_bytes
-            content = memoryview(bytearray(size)) if size <= _KEPT_BYTES else None
+            content = memoryview(bytearray(_size_bytes(dataset))) if _is_small(dataset) else None
             if content is not None:
-                self.read(name, 0, content)
+                self.read(dataset, 0, content)
             self._kept[name] = content
         return self._kept[name]
 
     def announce(self, name: str, row: int, num_rows: int) -> None:
-        """Let the system fetch rows ahead of ``read``."""
+        """Let the system fetch rows ahead of ``read``; a small dataset is read as a whole."""
         dataset = self._datasets[name]
-        offset, size = dataset.offset + row * dataset.row_bytes, num_rows * dataset.row_bytes
-        os.posix_fadvise(self._descriptor, offset, size, os.POSIX_FADV_WILLNEED)
+        if not _is_small(dataset):
+            offset, size = dataset.offset + row * dataset.row_bytes, num_rows * dataset.row_bytes
+            os.posix_fadvise(self._descriptor, offset, size, os.POSIX_FADV_WILLNEED)
 
-    def read(self, name: str, row: int, target: memoryview, done: int = 0) -> None:
+    def read(self, dataset: DatasetRecord, row: int, target: memoryview, done: int = 0) -> None:
         """Fill ``target`` with consecutive rows from ``row`` on; its first ``done`` bytes are there already."""
-        dataset = self._datasets[name]
         start = dataset.offset + row * dataset.row_bytes
         while done < len(target):
             try:
@@ -394,3 +400,12 @@ class _OpenShard:
             if not more:
                 raise DamageError(f"{self._path} ends at byte {start + done}, inside row {row}; {RESTORE_ADVICE}")
             done += more
+
+
+def _is_small(dataset: DatasetRecord) -> bool:
+    """Whether it is kept once its shard is open."""
+    return _size_bytes(dataset) <= _KEPT_BYTES
+
+
+def _size_bytes(dataset: DatasetRecord) -> int:
+    return dataset.shape[0] * dataset.row_bytes

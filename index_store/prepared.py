@@ -152,15 +152,9 @@ class PreparedReader:
         """Fill the fields of some rows; which of them are sound."""
         is_there = np.array([self._is_there(*location) for location in locations], np.bool_)
         places = np.flatnonzero(is_there).tolist()
-        plan = plan_reads([locations[place] for place in places])
+        plan = plan_reads([locations[place] for place in places], places)
         try:
-            for name, out in fields.items():
-                if len(places) == len(locations):
-                    self._reader.read(name, plan, out)
-                else:
-                    some = np.empty((len(places), *out.shape[1:]), out.dtype)
-                    self._reader.read(name, plan, some)
-                    out[places] = some
+            self._reader.read(plan, fields)
         except (DamageError, StoreError):  # gone since it was looked at, or its disk fails
             return np.zeros_like(is_there)
         for place in places:

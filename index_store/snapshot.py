@@ -256,9 +256,9 @@ class Snapshot:
         dtype, [at least n, F, P, D]; then ``tokens`` is a view of it. Raises StoreError for a video without features,
         DamageError for a missing or short shard, ShapeError for a wrong ``out``.
         """
-        plan = plan_reads(self.locations(ids))
-        tokens = self._empty("tokens", len(ids)) if out is None else self._checked_out(out, len(ids))
-        return self._tokens(plan, tokens)
+        found = self._empty_tokens(len(ids), None if out is None else self._checked_out(out, len(ids)))
+        self._reader.read(plan_reads(self.locations(ids)), _arrays(found))
+        return found
 
     def read_tokens_at(self, ids: Sequence[int], places: Sequence[int], out: TokenBatch) -> None:
         """Read the tokens of these videos into these rows of ``out``, whose arrays are C-contiguous and as stored.
@@ -266,24 +266,17 @@ class Snapshot:
         Every video is read from disk once. Errors as read_tokens; then the rows may hold anything.
         """
         plan = plan_reads(self.locations(ids), places)
-        self._reader.read("tokens", plan, self._checked_out(out.tokens, len(out.tokens)))
-        self._reader.read("frame_mask", plan, out.frame_mask)
-        self._reader.read("timestamps_seconds", plan, out.timestamps_seconds)
-        if out.scales is not None:
-            self._reader.read("token_scales", plan, out.scales)
+        self._checked_out(out.tokens, len(out.tokens))
+        self._reader.read(plan, _arrays(out))
 
     def empty_tokens(self, num_rows: int) -> TokenBatch:
         """Room for the tokens of so many videos."""
-        scales = self._empty("token_scales", num_rows) if "token_scales" in self._specs else None
-        mask, times = self._empty("frame_mask", num_rows), self._empty("timestamps_seconds", num_rows)
-        return TokenBatch(self._empty("tokens", num_rows), scales, mask, times)
+        return self._empty_tokens(num_rows)
 
     def read_frame_embeddings(self, ids: Sequence[int]) -> FrameEmbeddingBatch:
         """The frame embeddings of these videos, in this order; ids may repeat. Errors as read_tokens."""
-        plan = plan_reads(self.locations(ids))
-        return FrameEmbeddingBatch(
-            self._read("frame_embeddings", plan), self._read("frame_mask", plan), self._read("timestamps_seconds", plan)
-        )
+        names = ("frame_embeddings", "frame_mask", "timestamps_seconds")
+        return FrameEmbeddingBatch(*self._read(names, plan_reads(self.locations(ids))))
 
     def read_pooled(
         self, ids: Sequence[int] | None = None, block_bytes: int = _POOLED_BLOCK_BYTES
@@ -297,17 +290,17 @@ class Snapshot:
             found = self._catalog.searchable_locations()
             while block := list(itertools.islice(found, num_rows)):
                 plan = plan_reads([(shard, row) for _, shard, row in block])
-                yield np.array([video_id for video_id, _, _ in block], dtype=np.int64), self._read("pooled", plan)
+                yield np.array([video_id for video_id, _, _ in block], dtype=np.int64), self._read(["pooled"], plan)[0]
         else:
             for start in range(0, len(ids), num_rows):
                 part = ids[start : start + num_rows]
-                yield np.array(part, dtype=np.int64), self._read("pooled", plan_reads(self.locations(part)))
+                yield np.array(part, dtype=np.int64), self._read(["pooled"], plan_reads(self.locations(part)))[0]
 
     def verify_record(self, video_id: int) -> None:
         """Read everything of one video and raise DamageError unless it is what was committed."""
         (record,) = self.by_ids([video_id])
         plan = plan_reads(self.locations([video_id]))
-        found = record_checksum([self._read(name, plan) for name in self._specs])
+        found = record_checksum(self._read(list(self._specs), plan))
         if found != record.checksum:
             raise DamageError(
                 f"features of {record.key} (id {video_id}) in shard {record.shard}, row {record.row} have checksum "
@@ -316,7 +309,9 @@ class Snapshot:
 
     def read_rows(self, shard: int, rows: Sequence[int]) -> TokenBatch:
         """All tokens of these rows of one shard, whoever has them. Raises DamageError."""
-        return self._tokens(plan_reads([(shard, row) for row in rows]), self._empty("tokens", len(rows)))
+        found = self._empty_tokens(len(rows))
+        self._reader.read(plan_reads([(shard, row) for row in rows]), _arrays(found))
+        return found
 
     def locations(self, ids: Sequence[int]) -> list[tuple[int, int]]:
         """(shard, row) of every id; remembered, because a snapshot never changes and good candidates come again.
@@ -329,15 +324,18 @@ class Snapshot:
         self._located = located
         return [located[video_id] for video_id in ids]
 
-    def _tokens(self, plan: ReadPlan, tokens: Array) -> TokenBatch:
-        self._reader.read("tokens", plan, tokens)
-        scales = self._read("token_scales", plan) if "token_scales" in self._specs else None
-        return TokenBatch(tokens, scales, self._read("frame_mask", plan), self._read("timestamps_seconds", plan))
+    def _read(self, names: Sequence[str], plan: ReadPlan) -> list[Array]:
+        found = {name: self._empty(name, plan.num_rows) for name in names}
+        self._reader.read(plan, found)
+        return list(found.values())
 
-    def _read(self, name: str, plan: ReadPlan) -> Array:
-        out = self._empty(name, plan.num_rows)
-        self._reader.read(name, plan, out)
-        return out
+    def _empty_tokens(self, num_rows: int, tokens: Array | None = None) -> TokenBatch:
+        return TokenBatch(
+            self._empty("tokens", num_rows) if tokens is None else tokens,
+            self._empty("token_scales", num_rows) if "token_scales" in self._specs else None,
+            self._empty("frame_mask", num_rows),
+            self._empty("timestamps_seconds", num_rows),
+        )
 
     def _empty(self, name: str, num_rows: int) -> Array:
         spec = self._specs[name]
@@ -352,6 +350,17 @@ class Snapshot:
                 f"{', '.join(map(str, spec.row_shape))}]"
             )
         return out[:num_rows]
+
+
+def _arrays(batch: TokenBatch) -> dict[str, Array]:
+    """By the name of their dataset."""
+    arrays = {
+        "tokens": batch.tokens,
+        "token_scales": batch.scales,
+        "frame_mask": batch.frame_mask,
+        "timestamps_seconds": batch.timestamps_seconds,
+    }
+    return {name: array for name, array in arrays.items() if array is not None}
 
 
 def _size_bytes(path: Path) -> int:

@@ -125,7 +125,7 @@ class Shards:
         plan = plan_reads(locations)
         for spec in dataset_specs(self.settings):
             out: Any = np.full((len(locations), *spec.row_shape), 1, dtype=spec.dtype)
-            reader.read(spec.name, plan, out)
+            reader.read(plan, {spec.name: out})
             for place, location in enumerate(locations):
                 np.testing.assert_array_equal(out[place], getattr(self.videos[location], spec.name))
 
@@ -192,7 +192,7 @@ def test_every_row_is_read_once(shards: Shards, monkeypatch: pytest.MonkeyPatch)
     (tokens, *_) = dataset_specs(SETTINGS)
     out = np.empty((6, *tokens.row_shape), dtype=tokens.dtype)
     monkeypatch.setattr(module, "_KEPT_BYTES", 0)
-    reader.read("tokens", plan_reads([(1, 2), (2, 0), (1, 2), (1, 2), (2, 1), (1, 5)]), out)
+    reader.read(plan_reads([(1, 2), (2, 0), (1, 2), (1, 2), (2, 1), (1, 5)]), {"tokens": out})
     reader.close()
     assert sum(read) == 4 * tokens.row_bytes
 
@@ -211,8 +211,8 @@ def test_rows_can_be_read_into_places_of_a_longer_result(tmp_path: Path) -> None
     plan = plan_reads([(1, 3), (1, 4), (2, 0), (1, 3)], [5, 6, 1, 8])
     assert plan.runs == [(1, 3, 5, 2), (2, 0, 1, 1)]
     apart, together = np.zeros((9, *tokens.row_shape), tokens.dtype), np.empty((3, *tokens.row_shape), tokens.dtype)
-    reader.read("tokens", plan, apart)
-    reader.read("tokens", plan_reads([(1, 3), (1, 4), (2, 0)]), together)
+    reader.read(plan, {"tokens": apart})
+    reader.read(plan_reads([(1, 3), (1, 4), (2, 0)]), {"tokens": together})
     reader.close()
     np.testing.assert_array_equal(apart[[5, 6, 1, 8]], together[[0, 1, 2, 0]])
     assert not apart[[0, 2, 3, 4, 7]].any()
