@@ -304,7 +304,7 @@ class FeatureReader:
         for index, (run_shard, row, place, num_rows) in enumerate(runs):
             if shard is None or run_shard != shard_id:
                 shard, shard_id = self._shard(run_shard), run_shard
-                columns = [(shard.dataset(name), shard.kept(name), result) for name, result in results]
+                columns = [(*shard.dataset(name), result) for name, result in results]
             for dataset, kept, result in columns:
                 size = dataset.row_bytes
                 target = result[place * size : (place + num_rows) * size]
@@ -342,7 +342,7 @@ class _OpenShard:
 
     def __init__(self, path: Path, record: ShardRecord) -> None:
         self._datasets = {dataset.name: dataset for dataset in record.datasets}
-        self._kept: dict[str, memoryview | None] = {}
+        self._used: dict[str, tuple[DatasetRecord, memoryview | None]] = {}
         self._path = path
         self._descriptor = -1
         try:
@@ -360,9 +360,15 @@ class _OpenShard:
         if self._descriptor >= 0:
             os.close(self._descriptor)
 
-    def dataset(self, name: str) -> DatasetRecord:
-        """Where it lies in the file."""
-        return self._datasets[name]
+    def dataset(self, name: str) -> tuple[DatasetRecord, memoryview | None]:
+        """Where it lies in the file; and all bytes of a small one, which is read once, or None."""
+        if name not in self._used:
+            dataset = self._datasets[name]
+            content = memoryview(bytearray(_size_bytes(dataset))) if _is_small(dataset) else None
+            if content is not None:
+                self.read(dataset, 0, content)
+            self._used[name] = dataset, content
+        return self._used[name]
 
     def read_cached(self, dataset: DatasetRecord, row: int, target: memoryview) -> int:
         """Fill ``target`` with what is in memory of consecutive rows from ``row`` on; returns how many bytes."""
@@ -370,16 +376,6 @@ class _OpenShard:
             return os.preadv(self._descriptor, [target], dataset.offset + row * dataset.row_bytes, _ONLY_CACHED)
         except OSError:  # nothing there, or a file system that cannot tell; read() meets and reports a real error
             return 0
-
-    def kept(self, name: str) -> memoryview | None:
-        """All bytes of a small dataset, read once; None for a large one."""
-        if name not in self._kept:
-            dataset = self._datasets[name]
-            content = memoryview(bytearray(_size_bytes(dataset))) if _is_small(dataset) else None
-            if content is not None:
-                self.read(dataset, 0, content)
-            self._kept[name] = content
-        return self._kept[name]
 
     def announce(self, name: str, row: int, num_rows: int) -> None:
         """Let the system fetch rows ahead of ``read``; a small dataset is read as a whole."""

@@ -150,7 +150,8 @@ class PreparedReader:
 
     def _read(self, locations: Sequence[tuple[int, int]], fields: Mapping[str, Array]) -> NDArray[np.bool_]:
         """Fill the fields of some rows; which of them are sound."""
-        is_there = np.array([self._is_there(*location) for location in locations], np.bool_)
+        files = {shard: self._file(shard) for shard in dict.fromkeys(shard for shard, _ in locations)}
+        is_there = np.array([_is_there(files[shard], row) for shard, row in locations], np.bool_)
         places = np.flatnonzero(is_there).tolist()
         plan = plan_reads([locations[place] for place in places], places)
         try:
@@ -159,7 +160,7 @@ class PreparedReader:
             return np.zeros_like(is_there)
         for place in places:
             shard, row = locations[place]
-            file = self._file(shard)
+            file = files[shard]
             assert file is not None
             found = row_checksum([out[place] for out in fields.values()])
             is_there[place] = found == file.checksums[row].tobytes()
@@ -169,10 +170,6 @@ class PreparedReader:
         """Hold the checksums of some files only; not while rows are being read."""
         if len(self._files) > _MOST_FILES:
             self._files.clear()
-
-    def _is_there(self, shard_id: int, row: int) -> bool:
-        file = self._file(shard_id)
-        return file is not None and bool(file.is_there[row])
 
     def _record(self, shard_id: int) -> ShardRecord:
         file = self._file(shard_id)
@@ -391,6 +388,10 @@ class _File:
     def specs(self) -> list[tuple[str, str, tuple[int, ...]]]:
         """(name, dtype, shape of a row) of the fields."""
         return [(field.name, field.dtype, field.shape[1:]) for field in self.fields]
+
+
+def _is_there(file: _File | None, row: int) -> bool:
+    return file is not None and bool(file.is_there[row])
 
 
 def _open_file(directory: Path, digest: str, shard: ShardRecord) -> _File | None:

@@ -131,15 +131,16 @@ def _read(
     ids, counts = np.unique(result.ids[result.ids >= 0], return_counts=True)
     ids = ids[np.argsort(-counts, kind="stable")]
     keys = {video_id: key for video_id, key, _ in snapshot.names(ids.tolist())}
-    rows: dict[tuple[int, int], int] = {}
-    row_of = np.array([rows.setdefault(place, len(rows)) for place in snapshot.locations(ids.tolist())], np.int64)
-    firsts = np.unique(row_of, return_index=True)[1]
+    locations = snapshot.locations(ids.tolist())
     index = np.full(result.ids.shape, -1, np.int64)
     here = result.ids >= 0
-    if source.reads_by_query(int(here.sum()), len(firsts)):
+    if source.reads_by_query(int(here.sum()), len(set(locations))):
         videos = source.read(result.ids[here].tolist())
         index[here] = np.arange(here.sum())
     else:
+        rows: dict[tuple[int, int], int] = {}
+        row_of = np.array([rows.setdefault(place, len(rows)) for place in locations], np.int64)
+        firsts = np.unique(row_of, return_index=True)[1]
         videos = source.read(ids[firsts].tolist())
         by_id = np.argsort(ids)
         index[here] = row_of[by_id[np.searchsorted(ids, result.ids[here], sorter=by_id)]]

@@ -161,7 +161,7 @@ def _float32(vectors: NDArray[np.floating] | NDArray[np.int8]) -> NDArray[np.flo
         return vectors.astype(np.float32)
     import torch
 
-    wide: NDArray[np.float32] = torch.from_numpy(np.ascontiguousarray(vectors)).float().numpy()
+    wide: NDArray[np.float32] = torch.from_numpy(vectors).float().numpy()
     return wide
 
 

@@ -52,7 +52,7 @@ class QueryBatch:
 
     def to(self, device: torch.device) -> QueryBatch:
         """The same on ``device``."""
-        return self._each(lambda part: part.to(device))
+        return self if self.sentence.device == device else self._each(lambda part: part.to(device))
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> QueryBatch:
         indicators = None if self.indicators is None else change(self.indicators)

@@ -69,7 +69,7 @@ def _powers(logits: Tensor, dim: int, mask: Tensor | None = None) -> Tensor:
 
 def _powers_again(powers: Tensor, sums: Tensor, mask: Tensor | None = None) -> Tensor:
     """Those of the softmax powers / sums, divided by 0.01, times a constant. Overwrites ``powers``."""
-    scale = 1 / (TEMPERATURE * sums)
+    scale = (TEMPERATURE * sums).reciprocal()
     return _without(
         mask,
         (powers * scale - _MIDDLE).exp() if powers.requires_grad else powers.mul_(scale).sub_(_MIDDLE).exp_(),

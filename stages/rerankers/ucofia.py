@@ -175,12 +175,15 @@ class UcofiaHead(TemporalHead):
         """The third, [Q, c]; some videos at a time."""
         words, tokens = TextsByLength(texts.word_mask), videos.for_words.flatten(1, 2)
         packed, groups = words.pack(texts.words) / TEMPERATURE, list(words.groups(_ROWS))
-        mask = videos.frame_mask.repeat_interleave(videos.for_words.shape[2], 1)
+        mask = real(videos.frame_mask)
+        if mask is not None:
+            mask = mask.repeat_interleave(videos.for_words.shape[2], 1)
         mixings = self._pixel_mixings(*videos.for_words.shape[1:3])
         step, parts = max(1, _COLUMNS * max(1, _ROWS // max(1, packed.shape[0])) // tokens.shape[1]), []
         for start in range(0, tokens.shape[0], step):
             part = slice(start, start + step)
-            logits, part_mask = _products(packed, tokens[part]), real(mask[part])  # [R, c, N]
+            logits = _products(packed, tokens[part])  # [R, c, N]
+            part_mask = None if mask is None else real(mask[part])
             parts.append(torch.cat([self._both_orders(group.of(logits), part_mask, mixings) for group in groups]))
         found = TEMPERATURE / 2 * words.in_order(torch.cat(parts, 1))
         return found if self._has_matrices else self.logit_scale.exp() * found
