@@ -326,9 +326,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if unknown or options.videos < 1 or options.captions < 1:
         parser.error(f"no family {unknown[0]}; known: {', '.join(KNOWN)}" if unknown else "videos and captions: >= 1")
     combinations: dict[str, Combinations] = {"train": "seen", "test": "unseen", "any": "any"}
-    render_families(
-        options.output, options.seed, options.videos, families, combinations[options.split], options.captions
-    )
+    try:
+        render_families(
+            options.output, options.seed, options.videos, families, combinations[options.split], options.captions
+        )
+    except ValueError as error:
+        parser.error(str(error))
     return 0
 
 

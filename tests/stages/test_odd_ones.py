@@ -3,6 +3,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from stages.synthetic.comparisons import COMPARISONS
 from stages.synthetic.drawing import draw_frames
 from stages.synthetic.families import FAMILIES, GROUP_SIZE, describe_families, draw_family_scenes
 from stages.synthetic.odd_ones import ODD_ONES, SAYS
+from stages.synthetic.render import main
 from stages.synthetic.scenes import Scene, Thing, describe, draw_scene, holds, is_unseen
 
 _BESIDE = {"right": "y", "left": "y", "up": "x", "down": "x"}
@@ -114,3 +116,14 @@ def test_groups_of_other_kinds_show_other_things() -> None:
         shown[families[at // GROUP_SIZE % len(families)]].add(look)
     assert not shown["odd"] & (shown["place"] | shown["size"])
     assert not shown["place"] & shown["size"]
+
+
+@pytest.mark.slow
+def test_more_videos_than_captions_can_tell_apart_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(["--output", str(tmp_path / "odd"), "--families", "odd", "--split", "test", "--videos", "400"])
+    assert stopped.value.code == 2
+    assert "no 400 videos" in capsys.readouterr().err
+    assert not (tmp_path / "odd").exists()
