@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from index_store.errors import TbpipeError
@@ -48,11 +48,10 @@ def count_cpu_seconds(command: Sequence[str], environment: Mapping[str, str], lo
     is /proc, what each process had used when it was last looked at. The first one misses processes that nobody waits
     for (Ray's workers), the second one the last moments of each. Raises CommandFailedError.
     """
-    _adopt_orphans()
     others = frozenset(_descendants())
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     used: dict[tuple[int, int], float] = {}
-    with log.open("wb") as output:
+    with log.open("wb") as output, _adopting_orphans():
         process = subprocess.Popen(
             command, env=dict(environment), stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT
         )
@@ -78,10 +77,15 @@ def last_line(log: Path) -> str:
     return " ".join(lines[-_LINES_SHOWN:])[-300:] or "it printed nothing"
 
 
-def _adopt_orphans() -> None:
-    """Processes whose parents have ended become children of this one, on Linux; elsewhere they are not counted."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+@contextmanager
+def _adopting_orphans() -> Iterator[None]:
+    """Processes whose parents end become children of this one, on Linux; elsewhere they are not counted."""
+    prctl = ctypes.CDLL(None).prctl if sys.platform == "linux" else lambda *_: None
+    prctl(_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    try:
+        yield
+    finally:
+        prctl(_SET_CHILD_SUBREAPER, 0, 0, 0, 0)
 
 
 def _end(process: subprocess.Popen[bytes], others: frozenset[int], used: dict[tuple[int, int], float]) -> None:

@@ -3,6 +3,8 @@ from __future__ import annotations
 import ast
 import json
 import os
+import signal
+import subprocess
 import sys
 import time
 from dataclasses import replace
@@ -81,6 +83,17 @@ def test_nothing_is_left_running(tmp_path: Path) -> None:
     count_cpu_seconds([sys.executable, "-c", code], os.environ, tmp_path / "log", 60)
     assert not Path("/proc", (tmp_path / "log").read_text().strip()).exists()
     assert time.monotonic() - started < 60
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux has processes adopted")
+def test_processes_of_others_are_adopted_only_while_it_counts(tmp_path: Path) -> None:
+    count_cpu_seconds([sys.executable, "-c", ""], os.environ, tmp_path / "log", 60)
+    code = "import subprocess; print(subprocess.Popen(['sleep', '60'], stdout=subprocess.DEVNULL).pid)"
+    orphan = int(subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, check=True).stdout)
+    try:
+        assert f"PPid:\t{os.getpid()}\n" not in Path(f"/proc/{orphan}/status").read_text()
+    finally:
+        os.kill(orphan, signal.SIGKILL)
 
 
 def test_a_program_that_fails_is_quoted(tmp_path: Path) -> None:
