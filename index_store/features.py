@@ -81,9 +81,11 @@ def dataset_specs(settings: StoreSettings) -> tuple[DatasetSpec, ...]:
     """The datasets of every shard made with these settings, in the order that checksums use."""
     frames, tokens, width = settings.token_shape
     quantised = settings.tokens.dtype == "int8"
+    place_dtype = "|u1" if settings.place_bytes == 1 else "<u2"
     return (
         DatasetSpec("tokens", "|i1" if quantised else "<f2", (frames, tokens, width)),
         *([DatasetSpec("token_scales", "<f4", (frames, tokens))] if quantised else []),
+        *([DatasetSpec("token_places", place_dtype, (frames, tokens))] if settings.tokens.places else []),
         DatasetSpec("frame_mask", "|b1", (frames,)),
         DatasetSpec("timestamps_seconds", "<f8", (frames,)),
         DatasetSpec("frame_embeddings", "<f2", (frames, width)),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -56,6 +56,9 @@ class VideoFeatures:
     """float16 [F, D], raw; 0 where masked."""
     pooled: NDArray[np.float32]
     """float32 [D], unit length: the normalised mean of the unit-length frame embeddings."""
+    token_places: NDArray[np.unsignedinteger[Any]] | None = None
+    """uint8 or uint16 [F, P] where some patches are kept: which token of its frame each was, 0 = the frame embedding,
+    1.. = the patches in the order of the picture; 0 where masked. None: not known, or P is all of them."""
 
     def __post_init__(self) -> None:
         """Check every shape and dtype against the tokens."""
@@ -71,6 +74,8 @@ class VideoFeatures:
             raise ShapeError("token_scales must be given for int8 tokens and only for them")
         if self.token_scales is not None:
             expect("token_scales", self.token_scales, (frames, tokens), ("float32",))
+        if self.token_places is not None:
+            expect("token_places", self.token_places, (frames, tokens), ("uint8", "uint16"))
 
     def __repr__(self) -> str:
         """Shapes and dtype, not the numbers."""

@@ -8,7 +8,7 @@ import difflib
 import hashlib
 import json
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
 
@@ -29,6 +29,8 @@ TokenDtype = Literal["float16", "int8"]
 
 _NOT_IN_FINGERPRINT = {"model.pretrained"}
 """Names the weights for people; ``model.weights_sha256`` is what counts."""
+_LATER = {"tokens.places"}
+"""Settings that earlier stores lack: left out of the fingerprint where they are None, which is as it was before."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,12 +97,34 @@ class TokenSettings:
     dtype: TokenDtype
     keep: str
     """``all``, ``cls`` (the frame embedding alone), or N: the frame embedding and the best N patches."""
+    places: Literal[True] | None = None
+    """True, only with N: the store says which patch each token is. None with N: it does not, as earlier stores."""
 
     def __post_init__(self) -> None:
-        """Raise UsageError for an unknown dtype or keep rule."""
+        """Raise UsageError for an unknown dtype or keep rule, and for places that need not be stored."""
         _expect_choice("tokens.dtype", self.dtype, get_args(TokenDtype))
         if self.keep not in ("all", "cls") and not (self.keep.isdecimal() and int(self.keep) > 0):
             raise UsageError(f"tokens.keep is {self.keep!r}, expected 'all', 'cls' or a number of patches a frame")
+        if self.places not in (None, True) or (self.places and not self.keeps_some):
+            raise UsageError(
+                f"tokens.places is {self.places!r} with keep {self.keep!r}; give it as true, with a number of patches"
+            )
+
+    @staticmethod
+    def new(dtype: TokenDtype, keep: str) -> TokenSettings:
+        """Those of a new store: it says which patch a token is, where that must be said."""
+        settings = TokenSettings(dtype, keep)
+        return replace(settings, places=True) if settings.keeps_some else settings
+
+    @property
+    def keeps_some(self) -> bool:
+        """Whether it is some patches that are kept, not all and not none."""
+        return self.keep.isdecimal()
+
+    @property
+    def knows_places(self) -> bool:
+        """Whether it is known which patch of its frame each token is."""
+        return self.keep == "all" or self.places is True
 
     def kept_tokens(self, tokens_per_frame: int) -> int:
         """P, the tokens stored for a frame of which the tower gives ``tokens_per_frame``."""
@@ -147,17 +171,28 @@ class StoreSettings:
         return (self.num_frames, self.num_tokens, self.embed_dim)
 
     @property
+    def place_bytes(self) -> int:
+        """Bytes of the number that says which patch a token is, where that is stored."""
+        return 1 if self.model.tokens_per_frame <= 256 else 2
+
+    @property
     def bytes_per_video(self) -> int:
         """Bytes of one video in a shard."""
         frames, tokens, width = self.token_shape
         stored_tokens = frames * tokens * (width + 4 if self.tokens.dtype == "int8" else 2 * width)
+        if self.tokens.places:
+            stored_tokens += frames * tokens * self.place_bytes
         mask_and_timestamps = frames * (1 + 8)
         return stored_tokens + mask_and_timestamps + frames * width * 2 + width * 4
 
     @property
     def canonical_json(self) -> str:
         """Everything that changes the numbers as one line of ASCII: flat, keys sorted, no spaces."""
-        values = {name: value for name, value in _flatten(self) if name not in _NOT_IN_FINGERPRINT}
+        values = {
+            name: value
+            for name, value in _flatten(self)
+            if name not in _NOT_IN_FINGERPRINT and not (name in _LATER and value is None)
+        }
         return json.dumps(values, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
 
     @property

@@ -71,6 +71,9 @@ class TokenBatch:
     """bool [n, F], True = real frame."""
     timestamps_seconds: NDArray[np.float64]
     """float64 [n, F] from the start of the video; 0 where masked."""
+    places: Array | None = None
+    """uint8 or uint16 [n, F, P] where some patches are kept: which token of its frame each was, 0 = the frame
+    embedding; 0 where masked. None: not known, or P is all of them."""
 
     def __repr__(self) -> str:
         """Shape and dtype, not the numbers."""
@@ -335,6 +338,7 @@ class Snapshot:
             self._empty("token_scales", num_rows) if "token_scales" in self._specs else None,
             self._empty("frame_mask", num_rows),
             self._empty("timestamps_seconds", num_rows),
+            self._empty("token_places", num_rows) if "token_places" in self._specs else None,
         )
 
     def _empty(self, name: str, num_rows: int) -> Array:
@@ -359,6 +363,7 @@ def _arrays(batch: TokenBatch) -> dict[str, Array]:
         "token_scales": batch.scales,
         "frame_mask": batch.frame_mask,
         "timestamps_seconds": batch.timestamps_seconds,
+        "token_places": batch.places,
     }
     return {name: array for name, array in arrays.items() if array is not None}
 

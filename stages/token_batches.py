@@ -9,6 +9,7 @@ from typing import TypeVar
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from index_store.errors import UsageError
 from index_store.snapshot import Snapshot, TokenBatch
@@ -70,4 +71,10 @@ def candidate_batch(
         frame_mask=torch.from_numpy(tokens.frame_mask).to(device),
         index=torch.from_numpy(index),
         broad=torch.from_numpy(broad).to(device),
+        places=None if tokens.places is None else places_tensor(tokens.places).to(device),
     )
+
+
+def places_tensor(places: NDArray[np.generic]) -> Tensor:
+    """Which token of its frame each is, as read: uint8, or int16 for uint16, which torch does little with."""
+    return torch.from_numpy(places if places.dtype == np.uint8 else places.view(np.int16))

@@ -29,7 +29,7 @@ def pack_features(
         return None
     num_frames, num_padded = len(rows), settings.sampling.frames
     frame_embeddings = rows[:, 0]
-    kept = keep_tokens(rows, settings.tokens.keep)
+    kept, places = choose_tokens(rows, settings.tokens.keep)
     scales: NDArray[np.float32] | None = None
     if settings.tokens.dtype == "int8":
         stored, scale = quantise(kept)
@@ -45,6 +45,7 @@ def pack_features(
         timestamps_seconds=np.pad(timestamps_seconds, (0, num_padded - num_frames)),
         frame_embeddings=_pad(frame_embeddings.half(), num_padded),
         pooled=pool(frame_embeddings).numpy(),
+        token_places=None if places is None or not settings.tokens.places else _pad_places(places, settings),
     )
 
 
@@ -68,15 +69,20 @@ def keep_tokens(rows: Tensor, keep: str) -> Tensor:
     Closeness is the cosine between patch and frame embedding; the N patches stay in the order of the picture, and of
     two equally close ones the first is kept.
     """
+    return choose_tokens(rows, keep)[0]
+
+
+def choose_tokens(rows: Tensor, keep: str) -> tuple[Tensor, Tensor | None]:
+    """What ``keep_tokens`` keeps, and of "N" which of the tokens these are: int64 [n, 1 + N], 0 = frame embedding."""
     if keep == "all":
-        return rows
+        return rows, None
     if keep == "cls":
-        return rows[:, :1]
+        return rows[:, :1], None
     frame, patches = rows[:, :1], rows[:, 1:]
     closeness = (normalize(patches, dim=-1) * normalize(frame, dim=-1)).sum(dim=-1)
     best = closeness.sort(dim=1, descending=True, stable=True).indices[:, : int(keep)].sort(dim=1).values
-    chosen = patches.gather(1, best.unsqueeze(-1).expand(-1, -1, rows.shape[-1]))
-    return torch.cat([frame, chosen], dim=1)
+    places = torch.cat([best.new_zeros(len(best), 1), best + 1], dim=1)
+    return rows.gather(1, places.unsqueeze(-1).expand(-1, -1, rows.shape[-1])), places
 
 
 def quantise(tokens: Tensor) -> tuple[Tensor, Tensor]:
@@ -85,6 +91,11 @@ def quantise(tokens: Tensor) -> tuple[Tensor, Tensor]:
     scale = torch.maximum(lowest.abs(), highest.abs()) / _INT8_MAX
     divisor = torch.where(scale > 0, scale, torch.ones_like(scale))
     return (tokens / divisor.unsqueeze(-1)).round_().to(torch.int8), scale
+
+
+def _pad_places(places: Tensor, settings: StoreSettings) -> NDArray[Any]:
+    """As they are stored, with zeros behind."""
+    return _pad(places, settings.num_frames).astype(np.uint8 if settings.place_bytes == 1 else np.uint16)
 
 
 def _pad(values: Tensor, num_frames: int) -> NDArray[Any]:

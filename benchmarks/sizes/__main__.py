@@ -28,8 +28,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 found = f"{100 * result.right.count('1') / len(result.right):.1f}"
                 what = f"seed {result.seed}, {result.method}, {result.dtype}, {result.keep}"
                 print(f"{what}: {result.bytes_per_video} bytes a video, R@1 {found}", file=sys.stderr)
-        wanted = [(corpus.seed, corpus.num_videos) for corpus in corpora]
-        results = [result for result in read_results(options.work).values() if result.key[3:] in wanted]
+        kept = [(tokens.dtype, tokens.keep, bool(tokens.places)) for tokens in SETTINGS]
+        wanted = [(*setting, corpus.seed, corpus.num_videos) for corpus in corpora for setting in kept]
+        results = [result for result in read_results(options.work).values() if result.key[1:] in wanted]
         rows = report.write(results, options.work)
     except TbpipeError as error:
         print(f"error: {error}", file=sys.stderr)

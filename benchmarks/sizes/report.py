@@ -72,8 +72,7 @@ def facts(rows: Sequence[Row], results: Sequence[Result]) -> str:
         f"R@1 in percent of {max(row.num_queries for row in rows):,} captions of rendered near-duplicates, "
         f"{results[0].num_videos:,} videos of seeds {', '.join(map(str, seeds))}, small model (12 frames, 37 "
         f"tokens, width 128), K = 20; the broad view alone: {rows[0].broad_at_1:.1f}. Lost: float16 - int8 of the same "
-        "queries, in points, with its standard error. token-binder: the weights that ship, trained on all tokens; of "
-        "fewer every patch has the mean of the places that they know."
+        "queries, in points, with its standard error. token-binder: the weights that ship, trained on all tokens."
     )
 
 

@@ -34,7 +34,7 @@ from stages.tokens import pack_features
 NAME = "sizes.jsonl"
 METHODS = ("eercf", "late-interaction", TOKEN_BINDER)
 SETTINGS = tuple(
-    itertools.starmap(TokenSettings, itertools.product(("float16", "int8"), ("all", "24", "12", "4", "1", "cls")))
+    itertools.starmap(TokenSettings.new, itertools.product(("float16", "int8"), ("all", "24", "12", "4", "1", "cls")))
 )
 _AT_ONCE = 100
 
@@ -53,14 +53,16 @@ class Result:
     """A digit a query: 1 where its video came first."""
     broad_right: str
     """The same of the broad view, which is one for all stores of a seed."""
+    places: bool = False
+    """Whether a store that keeps some patches said which."""
 
     @property
-    def key(self) -> tuple[str, str, str, int, int]:
+    def key(self) -> tuple[str, str, str, bool, int, int]:
         """What tells results apart."""
-        return self.method, self.dtype, self.keep, self.seed, self.num_videos
+        return self.method, self.dtype, self.keep, self.places, self.seed, self.num_videos
 
 
-def read_results(work: Path) -> dict[tuple[str, str, str, int, int], Result]:
+def read_results(work: Path) -> dict[tuple[str, str, str, bool, int, int], Result]:
     """Those of earlier runs; later lines replace earlier ones."""
     path = work / NAME
     found = [Result(**fields) for _, fields in lines.read(path)] if path.exists() else []
@@ -71,7 +73,7 @@ def measure(corpus: Corpus, work: Path, methods: Sequence[str], settings: Sequen
     """Results that are not there yet, as they are written down."""
     done = read_results(work)
     for tokens in settings:
-        about = (tokens.dtype, tokens.keep, corpus.seed, corpus.num_videos)
+        about = (tokens.dtype, tokens.keep, bool(tokens.places), corpus.seed, corpus.num_videos)
         left = [name for name in methods if (name, *about) not in done]
         if not left:
             continue
@@ -130,6 +132,7 @@ def _result(method: str, tokens: TokenSettings, corpus: Corpus, store: Store) ->
         store.settings.bytes_per_video,
         _digits(firsts, keys),
         _digits(broad, keys),
+        bool(tokens.places),
     )
 
 
@@ -140,23 +143,24 @@ def _opened(method: str, settings: StoreSettings) -> tuple[ClipModel, Reranker]:
     return model, shipped_reranker(settings, model)
 
 
-def shipped_reranker(settings: StoreSettings, model: ClipModel) -> TokenBinderReranker:
+def shipped_reranker(settings: StoreSettings, model: ClipModel) -> Reranker:
     """TokenBinder with the weights that ship, whose text side ``model`` takes over, for any way to keep tokens.
 
-    They know a place for each of all tokens. Where fewer are kept nobody knows which patch is which: then the frame
-    embedding has its own place, and every patch the mean of all.
+    They know a place for each of all tokens. Where nobody knows which patch is which, as in stores of earlier versions,
+    the frame embedding has its own place, and every patch the mean of all.
     """
     path = shipped_weights(replace(settings, tokens=TokenSettings("float16", "all")))
     assert path is not None
+    if settings.tokens.knows_places:
+        return TokenBinderReranker.open(path, settings, model)
     weights = TokenBinderWeights.load(path)
     model.adopt_query_side(weights.indicators, weights.text, path)
     network = weights.network(path)
-    if settings.tokens.keep != "all":
-        for block in network.blocks:
-            assert isinstance(block, Gathering)
-            frame, patches = block.place[:1], block.place[1:]
-            mean = patches.mean(dim=0, keepdim=True).expand(settings.token_shape[1] - 1, -1)
-            block.place = nn.Parameter(torch.cat([frame, mean]), requires_grad=False)
+    for block in network.blocks:
+        assert isinstance(block, Gathering)
+        frame, patches = block.place[:1], block.place[1:]
+        mean = patches.mean(dim=0, keepdim=True).expand(settings.token_shape[1] - 1, -1)
+        block.place = nn.Parameter(torch.cat([frame, mean]), requires_grad=False)
     return TokenBinderReranker(network, weights.logit_scale, model.device)
 
 

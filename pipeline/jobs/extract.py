@@ -203,8 +203,10 @@ def _sampling(job: ExtractJob, pinned: StoreSettings | None) -> SamplingSettings
 
 
 def _tokens(job: ExtractJob, pinned: StoreSettings | None) -> TokenSettings:
+    """As asked; a store that does not say which patches it keeps goes on without."""
     known = pinned.tokens if pinned else TokenSettings("float16", "all")
-    return TokenSettings(job.token_dtype or known.dtype, job.keep_tokens or known.keep)
+    asked = TokenSettings.new(job.token_dtype or known.dtype, job.keep_tokens or known.keep)
+    return replace(asked, places=known.places) if asked.keeps_some and known.keeps_some else asked
 
 
 def run_extract(

@@ -175,7 +175,7 @@ def _start(job: TrainJob, store: Store) -> TokenBinderWeights | None:
     if job.start is None:
         return None
     start = TokenBinderWeights.load(job.start)
-    start.kind.require(store.settings, job.start)
+    start.require(store.settings, job.start)
     return start
 
 

@@ -77,6 +77,9 @@ class CandidateBatch:
     """int64 [B, K] on the CPU: which of the U videos the candidate is, -1 = no candidate."""
     broad: Tensor
     """float32 [B, K], the score of the broad view; anything where there is no candidate."""
+    places: Tensor | None = None
+    """uint8 or int16 [U, F, P] where a store keeps some patches and says which: the number of each token in its frame,
+    0 = the frame embedding. Only TokenBinder looks at it."""
 
     def __post_init__(self) -> None:
         """Check shapes and dtypes."""
@@ -87,6 +90,8 @@ class CandidateBatch:
             raise ShapeError("scales must be given for int8 tokens and only for them")
         if self.scales is not None:
             _expect("scales", self.scales, (num_videos, num_frames, num_tokens), (torch.float32,))
+        if self.places is not None:
+            _expect("places", self.places, (num_videos, num_frames, num_tokens), (torch.uint8, torch.int16))
         _expect("index", self.index, (None, None), (torch.int64,))
         _expect("broad", self.broad, tuple(self.index.shape), (torch.float32,))
 
@@ -97,7 +102,8 @@ class CandidateBatch:
     def part(self, rows: slice, index: Tensor, broad: Tensor) -> CandidateBatch:
         """Some of the videos, as candidates of other queries."""
         scales = None if self.scales is None else self.scales[rows]
-        return CandidateBatch(self.tokens[rows], scales, self.frame_mask[rows], index, broad)
+        places = None if self.places is None else self.places[rows]
+        return CandidateBatch(self.tokens[rows], scales, self.frame_mask[rows], index, broad, places)
 
     @property
     def is_candidate(self) -> Tensor:

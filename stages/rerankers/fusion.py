@@ -58,7 +58,8 @@ class FusionConfig:
     width: int
     """D of the joint space."""
     num_places: int
-    """P, tokens of a frame; 0 where it is not known which patch a token is (stores that keep the N best)."""
+    """Q, tokens that the tower gives for a frame, so many places are learned; 0 where it is not known which patch a
+    token is (stores that keep the N best without their places)."""
     num_indicators: int = 4
     """M; the first is the sentence of the broad view."""
     num_blocks: int = 1
@@ -82,21 +83,25 @@ class FusionConfig:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class VideoTokens:
-    """The tokens of V videos for each of G groups. L = F * P."""
+    """The tokens of V videos for each of G groups. L = F * P. Q: tokens of a frame before some were chosen."""
 
     tokens: Tensor
     """float32 [G, V, F, P, D], unit length, anything where masked."""
     frame_mask: Tensor
     """bool [G, V, F], True = real frame."""
+    places: Tensor | None = None
+    """Where P of the Q tokens were kept, any whole numbers [G, V, F, P]: which each is, 0 .. Q - 1; None: P is Q, or
+    nobody knows."""
 
     @staticmethod
-    def of(raw: Tensor, frame_mask: Tensor) -> VideoTokens:
+    def of(raw: Tensor, frame_mask: Tensor, places: Tensor | None = None) -> VideoTokens:
         """From tokens [G, V, F, P, D] of any length and any float dtype."""
-        return VideoTokens(normalize(raw.float(), dim=-1), frame_mask)
+        return VideoTokens(normalize(raw.float(), dim=-1), frame_mask, places)
 
     def to(self, device: torch.device) -> VideoTokens:
         """The same on another device."""
-        return VideoTokens(self.tokens.to(device), self.frame_mask.to(device))
+        places = None if self.places is None else self.places.to(device)
+        return VideoTokens(self.tokens.to(device), self.frame_mask.to(device), places)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -162,7 +167,8 @@ class Gathering(nn.Module):
         groups, num_texts, _, width = state.shape
         _, num_videos, num_frames, num_tokens, _ = videos.tokens.shape
         asked = self.asked(state)
-        bias = self._bias(state, videos)  # [G, V, T, R, F, P]
+        which = self._which(videos)
+        bias = self._bias(state, videos, which)  # [G, V, T, R, F, P]
         rows = asked.shape[2]
         asked = asked.unsqueeze(1).expand(-1, num_videos, -1, -1, -1).reshape(groups * num_videos, -1, width)
         tokens = videos.tokens.reshape(groups * num_videos, num_frames * num_tokens, width)
@@ -173,7 +179,9 @@ class Gathering(nn.Module):
         total = logits.logsumexp(dim=-1)
         weights = (logits - total.unsqueeze(-1)).exp()
         gathered = torch.bmm(weights.flatten(2, 3).flatten(0, 1), tokens)
-        gathered = gathered.view(groups, num_videos, num_texts, rows, width).float() + self._where(weights, videos)
+        gathered = gathered.view(groups, num_videos, num_texts, rows, width).float() + self._where(
+            weights, videos, which
+        )
         num_real = videos.frame_mask.sum(dim=-1).clamp_min(1) * num_tokens
         evidence = total - num_real.log()[:, :, None, None]
         return Findings(evidence.flatten(1, 2), gathered.flatten(1, 2))
@@ -182,30 +190,46 @@ class Gathering(nn.Module):
         """What is multiplied with a token of unit length, [..., M - 1, D] -> [..., (M - 1) * H, D]."""
         return _rows(state, self.ask) * self.sharpness.exp()
 
-    def asked_when_and_where(self, state: Tensor, num_places: int) -> tuple[Tensor, Tensor]:
-        """[..., M - 1, D] -> logits of the rows of the time table [..., R, S] and of P places [..., R, P]."""
+    def asked_when_and_where(self, state: Tensor, table: Tensor) -> tuple[Tensor, Tensor]:
+        """[..., M - 1, D] -> logits of the rows of the time table [..., R, S] and of a place table [..., R, Q]."""
         rows = _GAIN * _rows(state, self.when)
-        return linear(rows, self.time), linear(rows, self.places(num_places))
+        return linear(rows, self.time), linear(rows, table)
 
-    def places(self, num_places: int) -> Tensor:
-        """[P, D]; the same for all tokens where it is not known which patch is which."""
-        return self.place if len(self.place) == num_places else self.place.expand(num_places, -1)
+    def places(self, num_tokens: int) -> Tensor:
+        """The place table [P, D] of all P tokens of a frame; the same row for all where no place was learned."""
+        return self.place if len(self.place) == num_tokens else self.place.expand(num_tokens, -1)
 
-    def _bias(self, state: Tensor, videos: VideoTokens) -> Tensor:
+    @property
+    def knows_places(self) -> bool:
+        """Whether it makes a difference which patch a token is."""
+        return len(self.place) > 1
+
+    def _bias(self, state: Tensor, videos: VideoTokens, which: Tensor | None) -> Tensor:
         """What depends on a token's time and place only, [G, V, T, R, F, P]."""
-        times, by_place = self.asked_when_and_where(state, videos.tokens.shape[3])
+        table = self.places(videos.tokens.shape[3]) if which is None else self.place
+        times, by_place = self.asked_when_and_where(state, table)
         moments = moments_of(videos.frame_mask)
         by_time = torch.einsum("gtrs,gvfs->gvtrf", times, interpolation(moments))
         slopes = self.slope.repeat(times.shape[2] // len(self.slope))
         by_time = by_time + slopes[:, None] * (moments - 0.5)[:, :, None, None, :]
-        return by_time.unsqueeze(-1) + by_place[:, None, :, :, None, :]
+        if which is None:
+            return by_time.unsqueeze(-1) + by_place[:, None, :, :, None, :]
+        return by_time.unsqueeze(-1) + torch.einsum("gtrq,gvfpq->gvtrfp", by_place, which)
 
-    def _where(self, weights: Tensor, videos: VideoTokens) -> Tensor:
+    def _where(self, weights: Tensor, videos: VideoTokens, which: Tensor | None) -> Tensor:
         """The mean time and place of what was gathered, [G, V, T, R, D]; weights [G, V, T, R, L]."""
         num_frames, num_tokens = videos.tokens.shape[2:4]
         weights = weights.view(*weights.shape[:-1], num_frames, num_tokens)
         per_time = torch.einsum("gvtrf,gvfs->gvtrs", weights.sum(-1), interpolation(moments_of(videos.frame_mask)))
-        return per_time @ self.time + weights.sum(-2) @ self.places(num_tokens)
+        if which is None:
+            return per_time @ self.time + weights.sum(-2) @ self.places(num_tokens)
+        return per_time @ self.time + torch.einsum("gvtrfp,gvfpq->gvtrq", weights, which) @ self.place
+
+    def _which(self, videos: VideoTokens) -> Tensor | None:
+        """A one at each token's place, float32 [G, V, F, P, Q]; None where all are there, or it makes no difference."""
+        if videos.places is None or not self.knows_places:
+            return None
+        return one_at(videos.places, len(self.place))
 
 
 class TakesIn(nn.Module):
@@ -386,6 +410,15 @@ def interpolation(moments: Tensor) -> Tensor:
     """Weights float32 [..., F, NUM_TIMES] of the two nearest rows of the time table."""
     position = moments.unsqueeze(-1) * (NUM_TIMES - 1)
     return (1 - (position - torch.arange(NUM_TIMES, device=moments.device)).abs()).clamp_min(0)
+
+
+def one_at(places: Tensor, num_places: int) -> Tensor:
+    """A one at each token's place and zeros elsewhere, [..., P] -> float32 [..., Q]: weights of rows of a place table.
+
+    What is multiplied with it comes out as it is, and sums are products, the same bits each time.
+    """
+    ones = torch.zeros(*places.shape, num_places, device=places.device)
+    return ones.scatter_(-1, places.long().unsqueeze(-1), 1.0)
 
 
 def _log_share(evidence: Tensor, is_candidate: Tensor) -> Tensor:

@@ -35,6 +35,7 @@ from stages.rerankers.fusion import (
     Gathering,
     interpolation,
     moments_of,
+    one_at,
 )
 
 _BLOCK_BYTES = {"cpu": 5 << 20, "cuda": 1 << 30}
@@ -58,6 +59,9 @@ class StoredTokens:
     """float16, int8 or float32 [U, F, P, D], of any length; int8 without their scales."""
     frame_mask: Tensor
     """bool [U, F], True = real frame; the tokens of other frames may be anything finite."""
+    places: Tensor | None = None
+    """Where P of Q tokens were kept, any whole numbers [U, F, P]: which each is, 0 .. Q - 1; None: P is Q, or nobody
+    knows."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -94,7 +98,10 @@ class _Products:
 
 
 def list_bytes(network: FusionNetwork, num_texts: int, num_videos: int, num_places: int) -> int:
-    """What one list of so many texts or videos takes in ``score_lists`` at most, beside the videos' tokens."""
+    """What one list of so many texts or videos takes in ``score_lists`` at most, beside the videos' tokens.
+
+    ``num_places``: P, or Q where it is known which of Q places a token has.
+    """
     config = network.config
     rows = (config.num_indicators - 1) * config.num_heads
     is_digested = config.num_blocks == 1 and config.head == "equivariant"
@@ -159,9 +166,12 @@ class _Sweep:
         self.texts = torch.from_numpy(pairs.texts[order]).to(state.device)
         seen = torch.from_numpy(pairs.videos[order]).to(state.device)
 
-        num_places = videos.tokens.shape[2]
+        num_tokens = videos.tokens.shape[2]
+        self._places = None if videos.places is None or not block.knows_places else videos.places.flatten(1)[seen]
+        """Of each pair's tokens, [n, L]; None: the p-th of a frame has the p-th place."""
+        table = block.places(num_tokens) if self._places is None else block.place
         self._asked = block.asked(state).transpose(1, 2)  # [T, D, R]
-        times, self._by_place = block.asked_when_and_where(state, num_places)  # [T, R, S], [T, R, P]
+        times, self._by_place = block.asked_when_and_where(state, table)  # [T, R, S], [T, R, Q]
         frame_mask = videos.frame_mask[seen]
         moments = moments_of(frame_mask)
         self._between = interpolation(moments)  # [n, F, S]
@@ -169,13 +179,13 @@ class _Sweep:
         slopes = block.slope.repeat(by_time.shape[1] // len(block.slope))
         by_time += slopes[:, None] * (moments - 0.5)[:, None]
         self._by_time = by_time.masked_fill_(~frame_mask[:, None], NEVER)  # [n, R, F]
-        self._num_real = frame_mask.sum(dim=-1, keepdim=True).clamp_min(1) * num_places
+        self._num_real = frame_mask.sum(dim=-1, keepdim=True).clamp_min(1) * num_tokens
 
-        self.tables = torch.cat([block.time, block.places(num_places)])
-        """What is known of a token's time and place, [S + P, D]."""
+        self.tables = torch.cat([block.time, table])
+        """What is known of a token's time and place, [S + Q, D]."""
         number, num_rows = by_time.shape[:2]
         self.where = state.new_empty(number, num_rows, len(self.tables))
-        """The weights of those, [n, R, S + P]."""
+        """The weights of those, [n, R, S + Q]."""
         self.total = state.new_empty(number, num_rows, 1)
         """What all weights [n, R, 1] are still to be divided by."""
         self._highest = torch.empty_like(self.total)
@@ -232,8 +242,14 @@ class _Sweep:
     def _weigh(self, look: _Products) -> Tensor:
         """The weights of tokens [n, R, L], still to be divided by their total."""
         here, texts = look.pairs, self.texts[look.pairs]
-        num_times = self._between.shape[2]
-        weights = self._by_time[here, :, :, None] + self._by_place.index_select(0, texts).unsqueeze(2)  # [n, R, F, P]
+        num_times, num_places = self._between.shape[2], self._by_place.shape[2]
+        by_place = self._by_place.index_select(0, texts)  # [n, R, Q]
+        if self._places is None:
+            places, by_place = None, by_place.unsqueeze(2)
+        else:
+            places = self._places[here].long().unsqueeze(1).expand(-1, by_place.shape[1], -1)  # [n, R, L]
+            by_place = by_place.gather(2, places).view(*self._by_time[here].shape, -1)
+        weights = self._by_time[here, :, :, None] + by_place  # [n, R, F, P]
         flat = weights.flatten(2)
         flat += look.products[:, :, : flat.shape[1]].transpose(1, 2)
         torch.amax(flat, dim=-1, keepdim=True, out=self._highest[here])
@@ -242,7 +258,7 @@ class _Sweep:
         torch.sum(by_time, dim=-1, keepdim=True, out=self.total[here])
         where = self.where[here]
         where[:, :, :num_times] = torch.bmm(by_time, self._between[here])
-        where[:, :, num_times:] = weights.sum(dim=2)
+        where[:, :, num_times:] = weights.sum(dim=2) if places is None else _summed_at(places, flat, num_places)
         return flat
 
     def evidence(self) -> Tensor:
@@ -398,6 +414,13 @@ def _loaded(tokens: Tensor, rows: NDArray[np.int64], buffer: Tensor) -> Tensor:
     for place, row in enumerate(rows.tolist()):  # torch.cat into another dtype takes twice as long
         into[place].copy_(flat[row])
     return into
+
+
+def _summed_at(places: Tensor, weights: Tensor, num_places: int) -> Tensor:
+    """The sums of weights [n, R, L] at each place, [n, R, Q]; places int64 [n, R, L], the same for all R."""
+    if weights.is_cuda:  # its scatter_add_ adds up in another order each time
+        return torch.bmm(weights, one_at(places[:, 0], num_places))
+    return weights.new_zeros(*weights.shape[:2], num_places).scatter_add_(2, places, weights)
 
 
 def _bmm(left: Tensor, right: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from index_store.atomic import replacing
-from index_store.errors import FingerprintError, InputError, UsageError
+from index_store.errors import DamageError, FingerprintError, InputError, UsageError
 from index_store.settings import StoreSettings
 from stages.models import MODELS
 from stages.rerankers.base import CandidateBatch, QueryBatch
@@ -91,6 +91,26 @@ class TokenBinderWeights:
     fusion: Mapping[str, Tensor]
     """State of the fusion network."""
 
+    @property
+    def knows_places(self) -> bool:
+        """Whether a place was learned for each token of a frame."""
+        return self.config.num_places > 1
+
+    def require(self, settings: StoreSettings, path: Path) -> None:
+        """Raise FingerprintError unless they fit a store with these settings.
+
+        Weights that know places fit every store that does: one that keeps all tokens, or some and which these are.
+        Others fit stores that keep as many tokens as those they were trained on.
+        """
+        tokens = settings.tokens
+        if self.knows_places and tokens.keeps_some and not tokens.places:
+            raise FingerprintError(
+                f"{path} knows what to look for in each place of a frame, the store holds {tokens.keep} patches of a "
+                "frame and not which: extract into a new store, which says it, or train on this one ('tbpipe train')"
+            )
+        is_placed = self.knows_places and tokens.knows_places
+        (replace(self.kind, keep_tokens=ANY_TOKENS) if is_placed else self.kind).require(settings, path)
+
     def save(self, path: Path) -> None:
         """Write a safetensors file, whole or not at all."""
         from safetensors.torch import save_file
@@ -142,8 +162,14 @@ class TokenBinderWeights:
 def shipped_weights(settings: StoreSettings) -> Path | None:
     """The weights that ship with tbpipe for features such as this store's; None where there are none."""
     folder = MODELS.get(settings.model.name)
-    path = None if folder is None else folder / _SHIPPED
-    return path if path is not None and TokenBinderWeights.load(path).kind == FeatureKind.of(settings) else None
+    if folder is None:
+        return None
+    path = folder / _SHIPPED
+    try:
+        TokenBinderWeights.load(path).require(settings, path)
+    except FingerprintError:
+        return None
+    return path
 
 
 class TokenBinderReranker:
@@ -156,15 +182,16 @@ class TokenBinderReranker:
         self.logit_scale = logit_scale
 
     @staticmethod
-    def open(path: Path, settings: StoreSettings, model: ClipModel) -> TokenBinderReranker:
+    def open(path: Path, settings: StoreSettings, model: ClipModel) -> TokenBinderReranker | PlacedTokenBinder:
         """The reranker with the weights at ``path``, whose query side ``model`` takes over.
 
         Raises FingerprintError for weights that do not fit the store's settings, InputError for a broken file.
         """
         weights = TokenBinderWeights.load(path)
-        weights.kind.require(settings, path)
+        weights.require(settings, path)
         model.adopt_query_side(weights.indicators, weights.text, path)
-        return TokenBinderReranker(weights.network(path), weights.logit_scale, model.device)
+        reranker = TokenBinderReranker(weights.network(path), weights.logit_scale, model.device)
+        return PlacedTokenBinder(reranker) if settings.tokens.places and weights.knows_places else reranker
 
     @torch.inference_mode()
     def rank(self, queries: QueryBatch, candidates: CandidateBatch) -> Tensor:
@@ -188,16 +215,52 @@ class TokenBinderReranker:
     ) -> Tensor:
         """S of lists that texts and videos make, as ``score_lists`` takes them, some lists at a time."""
         asked = _indicators(queries)[:, 1:]
-        tokens = StoredTokens(candidates.tokens, candidates.frame_mask)
+        num_tokens, num_places = candidates.tokens.shape[2], self.network.config.num_places
+        if candidates.places is not None and num_places > 1:
+            _require_within(candidates.places[torch.from_numpy(np.unique(videos[videos >= 0]))], num_places)
+            num_tokens = num_places
+        tokens = StoredTokens(candidates.tokens, candidates.frame_mask, candidates.places)
         broad = candidates.broad.masked_fill(~candidates.is_candidate, 0.0)
         scores = torch.empty_like(broad)
-        each = list_bytes(self.network, texts.shape[1], videos.shape[1], candidates.tokens.shape[2])
+        each = list_bytes(self.network, texts.shape[1], videos.shape[1], num_tokens)
         at_once = max(1, _WORKING_BYTES[broad.device.type] // each)
         for start in range(0, len(broad), at_once):
             rows = slice(start, start + at_once)
             delta = score_lists(self.network, asked, tokens, texts[rows], videos[rows], self.logit_scale * broad[rows])
             scores[rows] = broad[rows] + delta / self.logit_scale
         return scores.masked_fill_(~candidates.is_candidate, -torch.inf)
+
+
+class PlacedTokenBinder:
+    """TokenBinder where a store keeps some patches and says which: its candidates' tokens come with their places.
+
+    They come side by side, as for other rerankers: the pool that ``TokenBinderReranker`` picks from holds no places.
+    """
+
+    name = TokenBinderReranker.name
+
+    def __init__(self, reranker: TokenBinderReranker) -> None:
+        self._reranker = reranker
+
+    def rank(self, queries: QueryBatch, candidates: CandidateBatch) -> Tensor:
+        """See TokenBinderReranker."""
+        return self._reranker.rank(queries, candidates)
+
+    def rank_texts(self, queries: QueryBatch, candidates: CandidateBatch) -> Tensor:
+        """See TokenBinderReranker."""
+        return self._reranker.rank_texts(queries, candidates)
+
+
+def _require_within(places: Tensor, num_places: int) -> None:
+    """Raise DamageError for places that no token of a frame has."""
+    if not places.numel():
+        return
+    lowest, highest = (int(value) for value in places.aminmax())
+    if lowest < 0 or highest >= num_places:
+        raise DamageError(
+            f"the places of some stored tokens are {lowest} to {highest}, expected 0 to {num_places - 1}: features are "
+            "damaged; 'tbpipe verify --read-data' names them"
+        )
 
 
 def _indicators(queries: QueryBatch) -> Tensor:

@@ -137,10 +137,15 @@ class FrameVideos:
         device = frames.pixels.device
         own_mask = torch.arange(shape[0], device=device) < torch.tensor(frames.lengths, device=device)[:, None]
         tokens = torch.zeros(len(frames.lengths), *shape, device=device)
+        places = torch.zeros(len(frames.lengths), *shape[:2], dtype=torch.long, device=device)
         with torch.no_grad():
             rows = [model.frame_tokens(part) for part in frames]
         if rows:
-            tokens[own_mask] = torch.cat(rows)
+            tokens[own_mask] = torch.cat([kept for kept, _ in rows])
+        known = [where for _, where in rows if where is not None]
+        if known:
+            places[own_mask] = torch.cat(known)
+        self._places = ranks.together(places, self._part, len(self.own)) if model.keeps_some else None
         self._mask = ranks.together(own_mask.long(), self._part, len(self.own)) > 0
         self._leaf = ranks.together(tokens, self._part, len(self.own)).requires_grad_()
 
@@ -151,11 +156,12 @@ class FrameVideos:
 
     def tokens(self, chosen: NDArray[np.int64]) -> tuple[VideoTokens, Tensor]:
         """All of the batch."""
-        return VideoTokens(self._leaf[None], self._mask[None]), torch.from_numpy(chosen).to(self._leaf.device)
+        places = None if self._places is None else self._places[None]
+        return VideoTokens(self._leaf[None], self._mask[None], places), torch.from_numpy(chosen).to(self._leaf.device)
 
     def backward(self) -> None:
         """Send the tokens' gradient through the image tower, part by part."""
         assert self._leaf.grad is not None
         gradient = self._ranks.add_up(self._leaf.grad)[self._part][self._mask[self._part]]
         for pixels, rows in zip(self._frames, torch.split(gradient, self._frames.at_once), strict=False):
-            torch.autograd.backward(self._model.frame_tokens(pixels), rows)
+            torch.autograd.backward(self._model.frame_tokens(pixels)[0], rows)

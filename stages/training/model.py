@@ -22,7 +22,7 @@ from stages.models.text import word_mask
 from stages.preprocess import normalise
 from stages.rerankers.fusion import FusionConfig, FusionNetwork, VideoTokens
 from stages.rerankers.token_binder import TokenBinderWeights, part_of
-from stages.tokens import keep_tokens
+from stages.tokens import choose_tokens
 from stages.training.config import Precision
 from stages.training.losses import ON_COSINES, Contrast, contrast
 
@@ -96,13 +96,22 @@ class TokenBinderModel(nn.Module):
             self.image.eval()
         return self
 
-    def frame_tokens(self, pixels: Tensor) -> Tensor:
-        """Tokens float32 [n, P, D] of unit length, row 0 the frame embedding, of uint8 pixels [n, 3, S, S]."""
+    @property
+    def keeps_some(self) -> bool:
+        """Whether ``frame_tokens`` keeps some patches of a frame, and says which."""
+        return self._keep is not None and self._keep.isdecimal()
+
+    def frame_tokens(self, pixels: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Tokens float32 [n, P, D] of unit length, row 0 the frame embedding, of uint8 pixels [n, 3, S, S].
+
+        Where some patches are kept, also which token of its frame each is: int64 [n, P]; else None.
+        """
         assert self._image_tower is not None
         assert self._keep is not None
         with self._lowered():
             rows = self._image_tower.tokens(normalise(pixels, self._preprocessing.mean, self._preprocessing.std))
-        return normalize(keep_tokens(rows.float(), self._keep), dim=-1)
+        kept, places = choose_tokens(rows.float(), self._keep)
+        return normalize(kept, dim=-1), places
 
     def clip_weights(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The tensors of ``state`` as those of an image-text model, by the keys that weight files have.

@@ -13,6 +13,7 @@ from torch import Tensor
 from index_store.errors import InputError
 from index_store.snapshot import Snapshot
 from stages.rerankers.fusion import VideoTokens
+from stages.token_batches import places_tensor
 
 MIN_VIDEOS = 8
 
@@ -76,7 +77,8 @@ class PairCorpus:
         """Tokens of the videos at these positions [n], as one group: [1, n, F, P, D]."""
         batch = self._snapshot.read_tokens(self.ids[positions].tolist())
         raw = torch.from_numpy(batch.tokens)  # the scale of an int8 token changes its length only
-        return VideoTokens.of(raw[None], torch.from_numpy(batch.frame_mask)[None])
+        places = None if batch.places is None else places_tensor(batch.places)[None]
+        return VideoTokens.of(raw[None], torch.from_numpy(batch.frame_mask)[None], places)
 
     def raw_tokens(self, positions: NDArray[np.int64], *, with_patches: bool = True) -> RawTokens:
         """Tokens of the videos at these positions [n], of their own length; or the frame embeddings alone, P = 1."""

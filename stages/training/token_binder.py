@@ -47,7 +47,7 @@ class TokenBinderObjective:
         self.kind = FeatureKind.of(settings)
         fusion = FusionConfig(
             width=settings.embed_dim,
-            num_places=settings.token_shape[1] if settings.tokens.keep == "all" else 0,
+            num_places=settings.model.tokens_per_frame if settings.tokens.knows_places else 0,
             num_indicators=config.num_indicators,
             num_blocks=config.num_blocks,
             num_heads=config.num_heads,
@@ -167,7 +167,8 @@ class TokenBinderObjective:
             asked = rows_at(indicators, torch.from_numpy(texts[part]))
             cosines = _cosines(asked[:, :, 0], pooled[torch.from_numpy(candidates[part])])
             chosen = places[part]
-            tokens = VideoTokens(rows_at(source.tokens[0], chosen), source.frame_mask[0, chosen])
+            where = None if source.places is None else source.places[0, chosen]
+            tokens = VideoTokens(rows_at(source.tokens[0], chosen), source.frame_mask[0, chosen], where)
             scores = self.module.focused_scores(asked, tokens, cosines)
             target = targets[part].to(self.device)
             loss = functional.cross_entropy(scores, target, reduction="sum") / (2 * batch_size)
@@ -207,7 +208,8 @@ class TokenBinderObjective:
             broad[part] = (cosines > cosines.gather(1, own[part, None])).sum(dim=1).cpu()
             top = cosines.sort(dim=1, descending=True, stable=True).indices[:, : self.config.num_candidates]
             source, places = videos.tokens(top.cpu().numpy())
-            tokens = VideoTokens(source.tokens[0, places], source.frame_mask[0, places])
+            where = None if source.places is None else source.places[0, places]
+            tokens = VideoTokens(source.tokens[0, places], source.frame_mask[0, places], where)
             scores = self.module.focused_scores(indicators[part, None], tokens, cosines.gather(1, top))
             is_right = top == own[part, None]
             better = (scores > scores.masked_fill(~is_right, -torch.inf).amax(dim=1, keepdim=True)).sum(dim=1)

@@ -67,7 +67,7 @@ class Extractor:
 
     def __init__(self, model: ClipModel, pool: DecodePool, videos: Path) -> None:
         self.model, self.pool, self.videos = model, pool, videos
-        self.settings = StoreSettings(model.settings(), sampling(), TokenSettings("float16", "8"))
+        self.settings = StoreSettings(model.settings(), sampling(), TokenSettings.new("float16", "8"))
 
     def run(self, store: Store) -> None:
         """What is not done is done."""

@@ -32,6 +32,7 @@ SETTINGS = StoreSettings(
     TokenSettings("float16", "all"),
 )
 INT8_SETTINGS = replace(SETTINGS, tokens=TokenSettings("int8", "2"))
+PLACED_SETTINGS = replace(SETTINGS, tokens=TokenSettings("int8", "2", places=True))
 
 
 def features(seed: int, settings: StoreSettings = SETTINGS) -> VideoFeatures:
@@ -47,6 +48,7 @@ def features(seed: int, settings: StoreSettings = SETTINGS) -> VideoFeatures:
         timestamps_seconds=rng.random(frames),
         frame_embeddings=rng.standard_normal((frames, width)).astype(np.float16),
         pooled=rng.standard_normal(width).astype(np.float32),
+        token_places=rng.integers(0, 5, (frames, tokens), dtype=np.uint8) if settings.tokens.places else None,
     )
 
 

@@ -22,13 +22,13 @@ from index_store.features import FeatureReader, dataset_specs, plan_reads, recor
 from index_store.layout import Layout, shard_name
 from index_store.records import ShapeError, VideoFeatures
 from index_store.settings import StoreSettings
-from tests.index_store.samples import INT8_SETTINGS, SETTINGS, features
+from tests.index_store.samples import INT8_SETTINGS, PLACED_SETTINGS, SETTINGS, features
 
 ROOT = Path(__file__).parents[2]
 
 
 def test_any_hdf5_program_reads_a_shard(tmp_path: Path) -> None:
-    for settings in (SETTINGS, INT8_SETTINGS):
+    for settings in (SETTINGS, INT8_SETTINGS, PLACED_SETTINGS):
         videos = [features(seed, settings) for seed in range(4)]
         path = tmp_path / "shard.h5"
         info = write_shard(path, settings, videos)
@@ -58,9 +58,9 @@ def test_offsets_lead_to_the_rows_without_hdf5(tmp_path: Path) -> None:
 
 
 def test_checksums_are_over_the_documented_order(tmp_path: Path) -> None:
-    video = features(1, INT8_SETTINGS)
-    info = write_shard(tmp_path / "shard.h5", INT8_SETTINGS, [video])
-    names = ("tokens", "token_scales", "frame_mask", "timestamps_seconds", "frame_embeddings", "pooled")
+    video = features(1, PLACED_SETTINGS)
+    info = write_shard(tmp_path / "shard.h5", PLACED_SETTINGS, [video])
+    names = ("tokens", "token_scales", "token_places", "frame_mask", "timestamps_seconds", "frame_embeddings", "pooled")
     joined = b"".join(getattr(video, name).tobytes() for name in names)
     assert info.checksums == (hashlib.blake2b(joined, digest_size=16).hexdigest(),)
     assert record_checksum([getattr(video, name) for name in names]) == info.checksums[0]
@@ -89,6 +89,8 @@ def test_features_of_other_settings_are_refused(tmp_path: Path) -> None:
     ):
         with pytest.raises(ShapeError, match="tokens of video 1"):
             write_shard(tmp_path / "shard.h5", SETTINGS, [features(0), video])
+    with pytest.raises(ShapeError, match="token_places of video 0 is nothing"):
+        write_shard(tmp_path / "shard.h5", PLACED_SETTINGS, [features(0, INT8_SETTINGS)])
 
 
 def test_the_outline_reads_back_as_it_was_written() -> None:

@@ -17,7 +17,7 @@ from index_store.settings import (
     read_settings,
     write_settings,
 )
-from tests.index_store.samples import INT8_SETTINGS, SETTINGS
+from tests.index_store.samples import INT8_SETTINGS, PLACED_SETTINGS, SETTINGS
 
 CANONICAL = (
     '{"format_version":1,"model.compute_dtype":"float32","model.embed_dim":8,"model.image_size":32,'
@@ -41,6 +41,7 @@ CHANGES: list[tuple[str, str, Any]] = [
     ("sampling", "frames", 4),
     ("tokens", "dtype", "int8"),
     ("tokens", "keep", "cls"),
+    ("tokens", "keep", "2"),
 ]
 
 
@@ -70,7 +71,32 @@ def test_every_field_is_tried_above() -> None:
         for part in ("model", "sampling", "tokens")
         for field in dataclasses.fields(getattr(SETTINGS, part))
     }
-    assert fields - {(part, field) for part, field, _ in CHANGES} == {("model", "pretrained"), ("sampling", "fps")}
+    not_tried = {("model", "pretrained"), ("sampling", "fps"), ("tokens", "places")}
+    assert fields - {(part, field) for part, field, _ in CHANGES} == not_tried
+
+
+def test_a_store_that_says_which_patches_it_keeps_differs_from_one_that_does_not() -> None:
+    assert '"tokens.places":true' in PLACED_SETTINGS.canonical_json
+    assert "places" not in INT8_SETTINGS.canonical_json  # as fingerprints were before there was this setting
+    assert "places" not in INT8_SETTINGS.section_json
+    assert INT8_SETTINGS.differences(PLACED_SETTINGS) == ["tokens.places: None here, True asked"]
+    with pytest.raises(FingerprintError, match=r"tokens\.places: True here, None asked"):
+        PLACED_SETTINGS.require_same(INT8_SETTINGS, Path("store"))
+
+
+@pytest.mark.parametrize(("keep", "places"), [("all", None), ("cls", None), ("3", True)])
+def test_a_new_store_says_which_patches_it_keeps(keep: str, places: bool | None) -> None:
+    assert TokenSettings.new("int8", keep) == TokenSettings("int8", keep, places)  # type: ignore[arg-type]
+    assert TokenSettings("int8", keep).knows_places == (keep == "all")
+    assert TokenSettings.new("int8", keep).knows_places == (keep != "cls")
+
+
+def test_a_place_takes_a_byte_or_two() -> None:
+    for tokens_per_frame, dtype, size in ((256, "|u1", 1), (257, "<u2", 2)):
+        settings = replace(PLACED_SETTINGS, model=replace(SETTINGS.model, tokens_per_frame=tokens_per_frame))
+        assert next(spec.dtype for spec in dataset_specs(settings) if spec.name == "token_places") == dtype
+        plain = replace(settings, tokens=INT8_SETTINGS.tokens)
+        assert settings.bytes_per_video - plain.bytes_per_video == 3 * 3 * size
 
 
 def test_the_name_of_the_weights_does_not_matter() -> None:
@@ -91,7 +117,7 @@ def test_kept_tokens(keep: str, kept: int) -> None:
     assert TokenSettings("float16", keep).kept_tokens(50) == kept
 
 
-@pytest.mark.parametrize("settings", [SETTINGS, INT8_SETTINGS])
+@pytest.mark.parametrize("settings", [SETTINGS, INT8_SETTINGS, PLACED_SETTINGS])
 def test_bytes_per_video_are_those_of_the_datasets(settings: StoreSettings) -> None:
     assert settings.bytes_per_video == sum(spec.row_bytes for spec in dataset_specs(settings))
 
@@ -115,6 +141,8 @@ def test_bytes_per_video_in_numbers() -> None:
         ("tokens", "keep", "0", "'cls' or a number"),
         ("tokens", "keep", "some", "'cls' or a number"),
         ("tokens", "keep", "5", "tiny gives 4 patches"),
+        ("tokens", "places", True, "places is True with keep 'all'"),
+        ("tokens", "places", False, "places is False"),
     ],
 )
 def test_bad_values_are_refused(part: str, field: str, value: Any, message: str) -> None:
@@ -129,7 +157,8 @@ def test_bad_fps_is_refused(fps: float) -> None:
 
 
 @pytest.mark.parametrize(
-    "settings", [SETTINGS, INT8_SETTINGS, replace(SETTINGS, sampling=SamplingSettings("fps", 3, fps=0.5))]
+    "settings",
+    [SETTINGS, INT8_SETTINGS, PLACED_SETTINGS, replace(SETTINGS, sampling=SamplingSettings("fps", 3, fps=0.5))],
 )
 def test_settings_come_back_from_the_file(tmp_path: Path, settings: StoreSettings) -> None:
     write_settings(tmp_path / "tbpipe.toml", settings)

@@ -31,7 +31,7 @@ from index_store.snapshot import Snapshot
 from index_store.store import Store
 from index_store.vectors import VectorIndex
 from index_store.verify import Problem, verify
-from tests.index_store.samples import INT8_SETTINGS, SETTINGS, bad, copy_of, fill, ok, state
+from tests.index_store.samples import INT8_SETTINGS, PLACED_SETTINGS, SETTINGS, bad, copy_of, features, fill, ok, state
 from tests.index_store.test_catalog_schema import rewritten
 
 SHARD = "shards/00000001.h5"
@@ -101,6 +101,25 @@ def test_a_store_that_is_whole_has_no_problem_and_is_not_changed(store: Store) -
     assert {path for path in files - before.keys() if not path.name.endswith(("-wal", "-shm"))} == set()
     assert all(path.read_bytes() == content for path, content in before.items())
     assert repair(store.directory) == RepairReport()
+
+
+def test_a_flipped_place_is_found_and_places_are_compacted_with_their_tokens(tmp_path: Path) -> None:
+    store = Store.create(tmp_path / "store", PLACED_SETTINGS)
+    fill(store, ok("a", 1, PLACED_SETTINGS), ok("b", 2, PLACED_SETTINGS))
+    fill(store, ok("a", 3, PLACED_SETTINGS))
+    before = whole(store)
+    assert compact(store, 0.1).num_rows_moved == 2
+    assert whole(store) == before
+    with store.snapshot() as snapshot:
+        np.testing.assert_array_equal(snapshot.read_tokens([1]).places[0], features(3, PLACED_SETTINGS).token_places)
+        (shard,) = snapshot.shards()
+    name = f"shards/{shard.name}"
+    flip(store.directory / name, place_of(store, "token_places", 1, shard.id) + 4)
+    assert found(store, read_data=False) == []
+    (problem,) = found(store)
+    assert problem.path == name
+    assert "its checksum differs" in problem.found
+    assert repair(store.directory).lost == [record.split(" ")[0] for record in [problem.record]]
 
 
 @pytest.mark.slow

@@ -87,13 +87,13 @@ def test_the_shipped_weights_are_there_for_the_shipped_model(
     assert done.code == 0, done.err
     assert done.json["method"] == "token-binder"
     other = tmp_path / "store"
-    assert run("extract", clips, "--store", other, *SMALL, "--frames", 4, "--keep-tokens", 4).code == 0
+    assert run("extract", clips, "--store", other, *SMALL, "--frames", 4, "--keep-tokens", "cls").code == 0
     assert run("index", "--store", other).code == 0
     asked = ("evaluate", "--store", other, "--captions", captions, "--method", "token-binder")
     one_line_error(run(*asked), 2, "none of the weights", "--weights")
     weights = tmp_path / "w.safetensors"
     assert train(run, store, captions, weights, *QUICK).code == 0
-    one_line_error(run(*asked, "--weights", weights), 12, "keep_tokens 4", "keep_tokens all", "tbpipe train")
+    one_line_error(run(*asked, "--weights", weights), 12, "keep_tokens cls", "keep_tokens all", "tbpipe train")
 
 
 def test_what_cannot_be_trained_is_said_before_any_work(captions: Path, store: Path, run: Run, tmp_path: Path) -> None:

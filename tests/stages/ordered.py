@@ -6,6 +6,7 @@ A mean over frames cannot tell the two orders apart, the captions do.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -28,10 +29,13 @@ def small_clip() -> ClipModel:
     return load_model("tbpipe-small", "", "cpu", "float32", towers="text")
 
 
-def ordered_store(directory: Path, num_pairs: int, keep: str = "2") -> tuple[Store, list[CaptionedId]]:
+def ordered_store(
+    directory: Path, num_pairs: int, keep: str = "2", places: Literal[True] | None = None
+) -> tuple[Store, list[CaptionedId]]:
     """2 x ``num_pairs`` videos and a caption of each."""
     clip = small_clip()
-    settings = StoreSettings(clip.settings(), SamplingSettings("uniform", FRAMES), TokenSettings("float16", keep))
+    tokens = TokenSettings("float16", keep, places)
+    settings = StoreSettings(clip.settings(), SamplingSettings("uniform", FRAMES), tokens)
     store = Store.create(directory, settings)
     rng = np.random.default_rng(0)
     names = [f"a {colour} {shape}" for colour in _COLOURS for shape in _SHAPES]

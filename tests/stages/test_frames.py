@@ -13,7 +13,7 @@ from stages.models import MODELS, load_model
 from stages.models.clip import ClipModel
 from stages.models.weights import write_weights
 from stages.rerankers.fusion import FusionConfig
-from stages.tokens import keep_tokens, pool
+from stages.tokens import choose_tokens, pool
 from stages.training.frames import FrameParts, FrameVideos
 from stages.training.lists import Batch
 from stages.training.model import TokenBinderModel
@@ -49,7 +49,7 @@ def videos_of(model: TokenBinderModel, pixels: Tensor, at_once: int, num_tokens:
 @pytest.mark.slow
 @pytest.mark.parametrize("keep", ["all", "cls", "5"])
 def test_tokens_and_pooled_are_what_extract_would_store(clip: ClipModel, pixels: Tensor, keep: str) -> None:
-    rows = keep_tokens(clip.encode_frames(pixels), keep)
+    rows, where = choose_tokens(clip.encode_frames(pixels), keep)
     videos = videos_of(learner(clip, keep), pixels, 3, rows.shape[1])
     found, places = videos.tokens(np.array([[2, 0]]))
     for video, frames in enumerate(rows.split(LENGTHS)):
@@ -58,6 +58,9 @@ def test_tokens_and_pooled_are_what_extract_would_store(clip: ClipModel, pixels:
         torch.testing.assert_close(found.tokens[0, video][mask], normalize(frames, dim=-1), atol=1e-5, rtol=0)
         torch.testing.assert_close(videos.pooled[video], pool(frames[:, 0]), atol=1e-5, rtol=0)
     assert places.tolist() == [[2, 0]]
+    assert (found.places is None) == (where is None)
+    if where is not None:
+        assert torch.equal(found.places[0][found.frame_mask[0]], where)
 
 
 @pytest.mark.slow
@@ -68,7 +71,7 @@ def test_the_gradient_through_parts_is_that_through_one_graph(clip: ClipModel, p
     wanted = torch.randn(len(LENGTHS), 4, 6, model.fusion.config.width, generator=generator)
     direction = torch.randn(len(LENGTHS), model.fusion.config.width, generator=generator)
 
-    rows = model.frame_tokens(pixels).split(LENGTHS)
+    rows = model.frame_tokens(pixels)[0].split(LENGTHS)
     loss = torch.zeros(())
     for video, frames in enumerate(rows):
         loss = loss + (frames * wanted[video, : len(frames)]).sum()
@@ -123,7 +126,7 @@ def test_the_written_model_recalls_as_it_was_trained(clip: ClipModel, pixels: Te
     assert loaded.logit_scale == pytest.approx(clip.logit_scale)
     texts = ["a red circle", "a blue star moves to the left and then up"]
     with torch.no_grad():
-        sentences, tokens = model.encode(texts)[:, 0], model.frame_tokens(pixels)
+        sentences, tokens = model.encode(texts)[:, 0], model.frame_tokens(pixels)[0]
     torch.testing.assert_close(loaded.encode_texts(texts).sentence, sentences, atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(normalize(loaded.encode_frames(pixels), dim=-1), tokens, atol=1e-5, rtol=0)
     assert not torch.allclose(sentences, load_model("tbpipe-small", "", "cpu").encode_texts(texts).sentence, atol=1e-2)

@@ -35,6 +35,12 @@ def draw(num_groups: int, num_candidates: int, seed: int = 0) -> tuple[Tensor, V
     return indicators, VideoTokens.of(raw, mask), broad, torch.ones(num_groups, num_candidates, dtype=torch.bool)
 
 
+def drawn_places(*videos: int, num_places: int = 9) -> Tensor:
+    """Of the tokens of so many videos, uint8 [..., F, P], as stores have them: ascending."""
+    drawn = torch.rand(*videos, FRAMES, num_places, generator=torch.Generator().manual_seed(5))
+    return drawn.argsort(dim=-1)[..., :TOKENS].sort(dim=-1).values.to(torch.uint8)
+
+
 def plain(network: FusionNetwork, indicators: Tensor, videos: VideoTokens, broad: Tensor) -> Tensor:
     """Delta [K] of one query as the equations read: indicators [M - 1, D], token by token, nothing folded."""
     (block,), head = network.blocks, network.head
@@ -56,7 +62,7 @@ def plain(network: FusionNetwork, indicators: Tensor, videos: VideoTokens, broad
                     time = block.time[low] + (at - low) * (block.time[low + 1] - block.time[low])
                     for p in range(TOKENS):
                         key = block.ask[h].T @ tokens[k, f, p]
-                        where = time + block.place[p]
+                        where = time + block.place[p if videos.places is None else int(videos.places[0, k, f, p])]
                         asks = block.sharpness.exp() * indicator @ key + 10 * (block.when[h] @ indicator) @ where
                         logits.append(asks + block.slope[h] * (moment - 0.5) - math.log(number * TOKENS))
                         places.append(tokens[k, f, p] + where)
@@ -101,10 +107,12 @@ def compare_plainly(layer: torch.nn.Module, hidden: Tensor) -> Tensor:
 
 @pytest.mark.slow
 @torch.no_grad()
-@pytest.mark.parametrize("num_candidates", [1, 2, 7])
-def test_folded_projections_give_the_scores_of_the_plain_form(num_candidates: int) -> None:
-    network = trained()
+@pytest.mark.parametrize(("num_candidates", "is_placed"), [(1, False), (2, False), (7, False), (2, True)])
+def test_folded_projections_give_the_scores_of_the_plain_form(num_candidates: int, is_placed: bool) -> None:
+    network = trained(replace(CONFIG, num_places=9)) if is_placed else trained()
     indicators, videos, broad, real = draw(1, num_candidates)
+    if is_placed:
+        videos = replace(videos, places=drawn_places(1, num_candidates))
     expected = plain(network, indicators[0, 0], videos, broad[0])
     found = network(indicators, videos, broad, real)[0]
     assert expected.abs().max() > 1e-3

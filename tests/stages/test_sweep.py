@@ -13,7 +13,7 @@ from torch import Tensor
 from stages.rerankers import sweep
 from stages.rerankers.fusion import FusionConfig, FusionNetwork, VideoTokens
 from stages.rerankers.sweep import StoredTokens, score_lists
-from tests.stages.test_fusion import CONFIG, FRAMES, TOKENS, WIDTH, trained
+from tests.stages.test_fusion import CONFIG, FRAMES, TOKENS, WIDTH, drawn_places, trained
 
 NUM_VIDEOS, NUM_TEXTS, NUM_CANDIDATES = 9, 7, 6
 
@@ -43,7 +43,9 @@ def one_by_one(
     broad: Tensor,
 ) -> Tensor:
     """``score_lists`` by the network itself, which training uses."""
-    tokens = VideoTokens.of(videos.tokens[videos_of.clip(min=0)], videos.frame_mask[videos_of.clip(min=0)])
+    seen = videos_of.clip(min=0)
+    places = None if videos.places is None else videos.places[seen]
+    tokens = VideoTokens.of(videos.tokens[seen], videos.frame_mask[seen], places)
     is_candidate = torch.from_numpy((texts_of >= 0) & (videos_of >= 0))
     found: Tensor = network(indicators[texts_of.clip(min=0)], tokens, broad, is_candidate)
     return found
@@ -64,10 +66,15 @@ def asked(seed: int = 2) -> Tensor:
         replace(CONFIG, head="positional", num_candidates=4, num_blocks=2),
     ],
 )
-@pytest.mark.parametrize("dtype", [torch.float16, torch.int8])
-def test_it_gives_the_numbers_of_the_network(config: FusionConfig, is_turned: bool, dtype: torch.dtype) -> None:
-    network = trained(config)
+@pytest.mark.parametrize(("dtype", "is_placed"), [(torch.float16, False), (torch.int8, False), (torch.int8, True)])
+def test_it_gives_the_numbers_of_the_network(
+    config: FusionConfig, is_turned: bool, dtype: torch.dtype, is_placed: bool
+) -> None:
     videos, indicators = stored(dtype), asked()
+    if is_placed:  # P of nine tokens are kept; a network without places does not mind
+        config = replace(config, num_places=9 if config.num_places else 0)
+        videos = replace(videos, places=drawn_places(NUM_VIDEOS))
+    network = trained(config)
     if is_turned:
         texts_of, videos_of = lists(NUM_VIDEOS, NUM_TEXTS), np.arange(NUM_VIDEOS)[:, None]
     else:
@@ -80,15 +87,33 @@ def test_it_gives_the_numbers_of_the_network(config: FusionConfig, is_turned: bo
     assert torch.allclose(found, expected, atol=1e-5)
 
 
-@pytest.mark.parametrize("num_threads", [1, pytest.param(2, marks=pytest.mark.slow)])
-def test_a_list_is_scored_to_the_same_bits_in_any_batch(num_threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@torch.no_grad()
+def test_all_tokens_in_their_places_score_as_all_tokens() -> None:
+    network, videos = trained(), stored()
+    every = replace(videos, places=torch.arange(TOKENS).expand(NUM_VIDEOS, FRAMES, -1))
+    mixed = replace(videos, places=every.places.flip(-1))
+    own, videos_of = np.arange(NUM_TEXTS)[:, None], lists(NUM_TEXTS, NUM_VIDEOS)
+    for score in (score_lists, one_by_one):
+        broad = torch.rand(videos_of.shape)
+        expected = score(network, asked(), videos, own, videos_of, broad)
+        assert torch.allclose(score(network, asked(), every, own, videos_of, broad), expected, atol=1e-6)
+        assert not torch.allclose(score(network, asked(), mixed, own, videos_of, broad), expected, atol=1e-3)
+
+
+@pytest.mark.parametrize(("num_threads", "num_places"), [(1, 3), pytest.param(2, 3, marks=pytest.mark.slow), (2, 5)])
+def test_a_list_is_scored_to_the_same_bits_in_any_batch(
+    num_threads: int, num_places: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     torch.manual_seed(0)
-    network = FusionNetwork(FusionConfig(width=512, num_places=3, num_blocks=2))
+    is_placed = num_places != 3
+    width = 64 if is_placed else 512
+    network = FusionNetwork(FusionConfig(width, num_places, num_blocks=2))
     with torch.no_grad():
         for parameter in network.parameters():
             parameter += 0.05 * torch.randn(parameter.shape)
-    videos = StoredTokens(torch.randn(40, 4, 3, 512).half(), torch.ones(40, 4, dtype=torch.bool))
-    indicators, broad = torch.randn(30, 3, 512), torch.rand(30, 7)
+    places = torch.randint(0, num_places, (40, 4, 3)) if is_placed else None
+    videos = StoredTokens(torch.randn(40, 4, 3, width).half(), torch.ones(40, 4, dtype=torch.bool), places)
+    indicators, broad = torch.randn(30, 3, width), torch.rand(30, 7)
     rng = np.random.default_rng(0)
     videos_of = np.stack([np.append(rng.permutation(2)[:1], 2 + rng.permutation(38)[:6]) for _ in range(30)])
     own = np.arange(30)[:, None]
