@@ -10,7 +10,9 @@ The same numbers as ``FusionNetwork.forward``, for use without gradients. What a
 - Weights are summed by time and place, and the embeddings of these come in once, for all pairs together.
 
 On a CPU a product has the same shape whatever the batch: the last bits depend neither on that nor on the threads. On a
-GPU products take float16 and add up in float32.
+GPU products take float16 and add up in float32. bfloat16, which some CPUs multiply faster, is not taken: rounding the
+stored float16 to it moved scores of 300 near-duplicates by up to 0.0044, products in it by 0.0125, and a product is a
+quarter of the time.
 """
 
 from __future__ import annotations
