@@ -227,9 +227,12 @@ def _token_binder(store: Store, model: ClipModel, weights: Path | None) -> Reran
 
     weights = weights or shipped_weights(store.settings)
     if weights is None:
+        tokens = store.settings.tokens
+        is_placeless = tokens.keeps_some and not tokens.places
+        lost = f" ({tokens.keep} patches of a frame, and not which: a new store would say it)" if is_placeless else ""
         raise UsageError(
-            f"none of the weights that ship with tbpipe are for the features of {store.directory}; train some with "
-            "'tbpipe train' and give them with --weights FILE"
+            f"none of the weights that ship with tbpipe are for the features of {store.directory}{lost}; train some "
+            "with 'tbpipe train' and give them with --weights FILE"
         )
     return TokenBinderReranker.open(weights, store.settings, model)
 
