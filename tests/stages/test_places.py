@@ -134,6 +134,9 @@ def test_both_roles_and_a_place_that_is_damaged(stores: dict[str, Store]) -> Non
     both = candidates.part(slice(0, 2), torch.tensor([[2, 0], [0, 1]]), torch.ones(2, 2))
     alone = candidates.part(slice(1, 2), torch.tensor([[0, 1]]), torch.ones(1, 2))
     assert torch.equal(ours.rank_texts(texts, both)[1:], ours.rank_texts(texts, alone))
+    large = replace(batch, places=batch.places.astype(np.uint16))  # of a tower with more than 256 tokens
+    wide = candidate_batch(large, index, np.ones((2, 3), np.float32), torch.device("cpu"))
+    assert torch.equal(ours.rank(texts[:2], wide), ours.rank(texts[:2], candidates))
     assert candidates.places is not None
     candidates.places[2, 0, 1] = 6
     with pytest.raises(DamageError, match=r"0 to 6, expected 0 to 5.*verify --read-data"):

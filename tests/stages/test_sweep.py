@@ -157,9 +157,11 @@ def test_an_untrained_network_changes_nothing_at_all() -> None:
 def test_on_a_gpu_float16_products_stay_close() -> None:
     network, own, videos_of = trained(), np.arange(NUM_TEXTS)[:, None], lists(NUM_TEXTS, NUM_VIDEOS)
     broad = torch.rand(videos_of.shape)
-    for dtype in (torch.float16, torch.int8):
-        videos = stored(dtype)
+    for dtype, places in ((torch.float16, None), (torch.int8, None), (torch.int8, drawn_places(NUM_VIDEOS))):
+        videos = replace(stored(dtype), places=None if places is None else places.clamp(max=TOKENS - 1))
         expected = score_lists(network.cpu(), asked(), videos, own, videos_of, broad)
-        there = StoredTokens(videos.tokens.cuda(), videos.frame_mask.cuda())
+        there = StoredTokens(
+            videos.tokens.cuda(), videos.frame_mask.cuda(), None if places is None else videos.places.cuda()
+        )
         found = score_lists(network.cuda(), asked().cuda(), there, own, videos_of, broad.cuda())
         assert (found.cpu() - expected).abs().max() < 1e-2 * expected.std()
