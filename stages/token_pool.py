@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from index_store.snapshot import FrameEmbeddingBatch, Snapshot, TokenBatch
+from stages.token_batches import places_tensor
 
 _STAGED_BYTES = 64 << 20
 """On their way to a GPU, twice: one part is read while the other one crosses the bus."""
@@ -55,6 +56,11 @@ class TokenPool:
     def frame_mask(self) -> Tensor:
         """Mask bool [S, F], True = real frame."""
         return self._place.frame_mask
+
+    @property
+    def places(self) -> Tensor | None:
+        """Which token of its frame each is, uint8 or int16 [S, F, P]; None where the store does not say it."""
+        return self._place.places
 
     def slots(self, ids: Sequence[int]) -> NDArray[np.int64]:
         """Where these videos are, int64 [n], rows of the tensors: until the call after the next one.
@@ -110,6 +116,7 @@ class _HostMemory:
         self.tokens = torch.from_numpy(self._batch.tokens)
         self.scales = None if self._batch.scales is None else torch.from_numpy(self._batch.scales)
         self.frame_mask = torch.from_numpy(self._batch.frame_mask)
+        self.places = None if self._batch.places is None else places_tensor(self._batch.places)
 
     def read(self, ids: Sequence[int], slots: Sequence[int]) -> None:
         self._snapshot.read_tokens_at(ids, slots, self._batch)
@@ -132,6 +139,8 @@ class _GpuMemory:
         self.tokens = torch.empty(num_slots, *some.tokens.shape[1:], dtype=_dtype(some.tokens), device=device)
         self.frame_mask = torch.zeros(num_slots, some.frame_mask.shape[1], dtype=torch.bool, device=device)
         self.scales = None if some.scales is None else torch.empty(num_slots, *some.scales.shape[1:], device=device)
+        like = None if some.places is None else places_tensor(some.places)
+        self.places = None if like is None else like.new_zeros(num_slots, *like.shape[1:], device=device)
         self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         self._device = device
         at_once = max(1, min(num_slots, _STAGED_BYTES // max(1, some.tokens.nbytes)))
@@ -151,10 +160,10 @@ class _GpuMemory:
         staged.free.synchronize()  # its last upload is over
         self._snapshot.read_tokens_at(ids, range(len(ids)), staged.batch)
         rows = torch.tensor(slots).pin_memory().to(self._device, non_blocking=True)
-        self.tokens.index_copy_(0, rows, staged.tokens[: len(ids)].to(self._device, non_blocking=True))
-        self.frame_mask.index_copy_(0, rows, staged.frame_mask[: len(ids)].to(self._device, non_blocking=True))
-        if self.scales is not None and staged.scales is not None:
-            self.scales.index_copy_(0, rows, staged.scales[: len(ids)].to(self._device, non_blocking=True))
+        here, there = ([memory.tokens, memory.frame_mask, memory.scales, memory.places] for memory in (self, staged))
+        for target, source in zip(here, there, strict=True):
+            if target is not None and source is not None:
+                target.index_copy_(0, rows, source[: len(ids)].to(self._device, non_blocking=True))
         staged.free.record(self._stream)
 
     def frames(self, slots: NDArray[np.int64]) -> FrameEmbeddingBatch | None:
@@ -171,12 +180,14 @@ class _Staged:
 
     def __init__(self, snapshot: Snapshot, num_rows: int) -> None:
         some = snapshot.empty_tokens(1)
-        self.tokens = _pinned(some.tokens, num_rows)
-        self.frame_mask = _pinned(some.frame_mask, num_rows)
-        self.scales = None if some.scales is None else _pinned(some.scales, num_rows)
+        self.tokens = _pinned(torch.from_numpy(some.tokens), num_rows)
+        self.frame_mask = _pinned(torch.from_numpy(some.frame_mask), num_rows)
+        self.scales = None if some.scales is None else _pinned(torch.from_numpy(some.scales), num_rows)
+        self.places = None if some.places is None else _pinned(places_tensor(some.places), num_rows)
         times = np.empty((num_rows, *some.timestamps_seconds.shape[1:]))
         scales = None if self.scales is None else self.scales.numpy()
-        self.batch = TokenBatch(self.tokens.numpy(), scales, self.frame_mask.numpy(), times)
+        places = None if some.places is None or self.places is None else self.places.numpy().view(some.places.dtype)
+        self.batch = TokenBatch(self.tokens.numpy(), scales, self.frame_mask.numpy(), times, places)
         self.free = torch.cuda.Event()  # type: ignore[no-untyped-call]
 
 
@@ -184,8 +195,8 @@ def _dtype(array: NDArray[np.generic]) -> torch.dtype:
     return torch.from_numpy(array).dtype
 
 
-def _pinned(like: NDArray[np.generic], num_rows: int) -> Tensor:
-    return torch.empty(num_rows, *like.shape[1:], dtype=_dtype(like), pin_memory=True)
+def _pinned(like: Tensor, num_rows: int) -> Tensor:
+    return torch.empty(num_rows, *like.shape[1:], dtype=like.dtype, pin_memory=True)
 
 
 def pool_size(snapshot: Snapshot, capacity: int, device: torch.device) -> int:

@@ -180,6 +180,7 @@ class _Pooled:
             self.pool.frame_mask,
             torch.from_numpy(index),
             torch.from_numpy(broad).to(self.device),
+            self.pool.places,
         )
 
     def _side_by_side(self, index: NDArray[np.int64], broad: NDArray[np.float32]) -> CandidateBatch:
@@ -191,6 +192,7 @@ class _Pooled:
             self.pool.frame_mask[rows],
             torch.from_numpy(index),
             torch.from_numpy(broad).to(self.device),
+            None if self.pool.places is None else self.pool.places[rows],
         )
 
 

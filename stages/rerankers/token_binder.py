@@ -182,7 +182,7 @@ class TokenBinderReranker:
         self.logit_scale = logit_scale
 
     @staticmethod
-    def open(path: Path, settings: StoreSettings, model: ClipModel) -> TokenBinderReranker | PlacedTokenBinder:
+    def open(path: Path, settings: StoreSettings, model: ClipModel) -> TokenBinderReranker:
         """The reranker with the weights at ``path``, whose query side ``model`` takes over.
 
         Raises FingerprintError for weights that do not fit the store's settings, InputError for a broken file.
@@ -190,8 +190,7 @@ class TokenBinderReranker:
         weights = TokenBinderWeights.load(path)
         weights.require(settings, path)
         model.adopt_query_side(weights.indicators, weights.text, path)
-        reranker = TokenBinderReranker(weights.network(path), weights.logit_scale, model.device)
-        return PlacedTokenBinder(reranker) if settings.tokens.places and weights.knows_places else reranker
+        return TokenBinderReranker(weights.network(path), weights.logit_scale, model.device)
 
     @torch.inference_mode()
     def rank(self, queries: QueryBatch, candidates: CandidateBatch) -> Tensor:
@@ -229,26 +228,6 @@ class TokenBinderReranker:
             delta = score_lists(self.network, asked, tokens, texts[rows], videos[rows], self.logit_scale * broad[rows])
             scores[rows] = broad[rows] + delta / self.logit_scale
         return scores.masked_fill_(~candidates.is_candidate, -torch.inf)
-
-
-class PlacedTokenBinder:
-    """TokenBinder where a store keeps some patches and says which: its candidates' tokens come with their places.
-
-    They come side by side, as for other rerankers: the pool that ``TokenBinderReranker`` picks from holds no places.
-    """
-
-    name = TokenBinderReranker.name
-
-    def __init__(self, reranker: TokenBinderReranker) -> None:
-        self._reranker = reranker
-
-    def rank(self, queries: QueryBatch, candidates: CandidateBatch) -> Tensor:
-        """See TokenBinderReranker."""
-        return self._reranker.rank(queries, candidates)
-
-    def rank_texts(self, queries: QueryBatch, candidates: CandidateBatch) -> Tensor:
-        """See TokenBinderReranker."""
-        return self._reranker.rank_texts(queries, candidates)
 
 
 def _require_within(places: Tensor, num_places: int) -> None:

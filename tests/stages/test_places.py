@@ -22,7 +22,6 @@ from stages.rerankers.base import CandidateBatch, QueryBatch, Reranker
 from stages.rerankers.fusion import FusionConfig, FusionNetwork, VideoTokens
 from stages.rerankers.token_binder import (
     FeatureKind,
-    PlacedTokenBinder,
     TokenBinderReranker,
     TokenBinderWeights,
     shipped_weights,
@@ -106,9 +105,9 @@ def test_other_methods_do_not_mind(stores: dict[str, Store]) -> None:
 
 def test_rankings_are_those_of_the_network_whatever_the_batches(stores: dict[str, Store]) -> None:
     store, ours, asked = stores["placed"], binder(), queries(12)
-    expected = ranked(store, PlacedTokenBinder(ours), asked)
-    assert ranked(store, PlacedTokenBinder(ours), asked, memory_videos=6) == expected
-    assert ranked(store, PlacedTokenBinder(ours), asked[3:4]) == expected[3:4]
+    expected = ranked(store, ours, asked)
+    assert ranked(store, ours, asked, memory_videos=6) == expected
+    assert ranked(store, ours, asked[3:4]) == expected[3:4]
     features = QueryBatch.of(Indicating().encode_texts([asked[3].text]))
     assert features.indicators is not None
     with store.snapshot() as snapshot:
@@ -129,7 +128,7 @@ def test_both_roles_and_a_place_that_is_damaged(stores: dict[str, Store]) -> Non
     index = np.array([[0, 1, 2], [2, -1, 0]])
     candidates = candidate_batch(batch, index, np.ones((2, 3), np.float32), torch.device("cpu"))
     texts = QueryBatch.of(Indicating().encode_texts(["one two", "three four", "five six"]))
-    ours = PlacedTokenBinder(binder())
+    ours = binder()
     assert ours.rank(texts[:2], candidates).isfinite().tolist() == (index >= 0).tolist()
     both = candidates.part(slice(0, 2), torch.tensor([[2, 0], [0, 1]]), torch.ones(2, 2))
     alone = candidates.part(slice(1, 2), torch.tensor([[0, 1]]), torch.ones(1, 2))
@@ -177,7 +176,7 @@ def test_weights_of_all_tokens_take_such_a_store_and_training_learns_the_places_
     store, captions = ordered_store(tmp_path / "store", 8, "3", places=True)
     path = shipped_weights(store.settings)
     assert path is not None
-    assert isinstance(TokenBinderReranker.open(path, store.settings, small_clip()), PlacedTokenBinder)
+    assert TokenBinderReranker.open(path, store.settings, small_clip()).network.config.num_places == 37
     assert shipped_weights(replace(store.settings, tokens=TokenSettings("float16", "3"))) is None
 
     config = replace(PRESETS["small"], num_candidates=16)
