@@ -331,7 +331,9 @@ def rerank(as_json: bool, **options: Any) -> None:
 @main.command()
 @click.argument("text")
 @store_option
-@click.option("--num", type=click.IntRange(min=1), default=10, show_default=True, help="Hits to print; K is never less.")
+@click.option(
+    "--num", type=click.IntRange(min=1), default=10, show_default=True, help="Hits to print; K is never smaller."
+)
 @method_option
 @weights_option
 @official_option
