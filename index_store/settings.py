@@ -7,6 +7,7 @@ import dataclasses
 import difflib
 import hashlib
 import json
+import re
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -91,20 +92,45 @@ class SamplingSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class KeepRule:
+    """What ``tokens.keep`` says. Nothing else takes that text apart."""
+
+    name: Literal["all", "cls", "closest", "distinct"]
+    num_patches: int = 0
+    """N, of a frame; 0 with ``all`` and ``cls``."""
+
+    @staticmethod
+    def read(text: str) -> KeepRule | None:
+        """``all``, ``cls``, ``N`` (the closest), ``distinct:N``; None for any other text."""
+        if text == "all":
+            return KeepRule("all")
+        if text == "cls":
+            return KeepRule("cls")
+        found = re.fullmatch(r"(distinct:)?([1-9][0-9]{0,8})", text)
+        return KeepRule("distinct" if found[1] else "closest", int(found[2])) if found else None
+
+
+@dataclass(frozen=True, slots=True)
 class TokenSettings:
     """How much of every frame is kept, and how exactly."""
 
     dtype: TokenDtype
     keep: str
-    """``all``, ``cls`` (the frame embedding alone), or N: the frame embedding and the best N patches."""
+    """``all``, ``cls`` (the frame embedding alone), or with it N patches of a frame.
+
+    ``N``: the patches closest to the frame embedding. ``distinct:N``: those farthest from the mean patch of the frame.
+    """
     places: Literal[True] | None = None
     """True, only with N: the store says which patch each token is. None with N: it does not, as earlier stores."""
 
     def __post_init__(self) -> None:
         """Raise UsageError for an unknown dtype or keep rule, and for places that need not be stored."""
         _expect_choice("tokens.dtype", self.dtype, get_args(TokenDtype))
-        if self.keep not in ("all", "cls") and not (self.keep.isdecimal() and int(self.keep) > 0):
-            raise UsageError(f"tokens.keep is {self.keep!r}, expected 'all', 'cls' or a number of patches a frame")
+        if KeepRule.read(self.keep) is None:
+            raise UsageError(
+                f"tokens.keep is {self.keep!r}, expected 'all', 'cls' or a number of patches a frame: '12' (those "
+                "closest to the frame embedding) or 'distinct:12' (those farthest from the mean patch)"
+            )
         if self.places not in (None, True) or (self.places and not self.keeps_some):
             raise UsageError(
                 f"tokens.places is {self.places!r} with keep {self.keep!r}; give it as true, with a number of patches"
@@ -117,9 +143,16 @@ class TokenSettings:
         return replace(settings, places=True) if settings.keeps_some else settings
 
     @property
+    def rule(self) -> KeepRule:
+        """What ``keep`` says."""
+        rule = KeepRule.read(self.keep)
+        assert rule is not None
+        return rule
+
+    @property
     def keeps_some(self) -> bool:
         """Whether it is some patches that are kept, not all and not none."""
-        return self.keep.isdecimal()
+        return self.rule.num_patches > 0
 
     @property
     def knows_places(self) -> bool:
@@ -128,9 +161,7 @@ class TokenSettings:
 
     def kept_tokens(self, tokens_per_frame: int) -> int:
         """P, the tokens stored for a frame of which the tower gives ``tokens_per_frame``."""
-        if self.keep == "all":
-            return tokens_per_frame
-        return 1 if self.keep == "cls" else 1 + int(self.keep)
+        return tokens_per_frame if self.keep == "all" else 1 + self.rule.num_patches
 
 
 @dataclass(frozen=True, slots=True)

@@ -94,7 +94,8 @@ def main() -> None:
     "--keep-tokens",
     type=Keep(),
     default=None,
-    help="Tokens of a frame: all, cls, or cls and the N best patches.  [default: all]",
+    help="Tokens of a frame: all, cls, or cls and some patches: 12 keeps the 12 closest to cls, distinct:12 the 12 "
+    "farthest from the mean patch.  [default: all]",
 )
 @devices_option
 @click.option(

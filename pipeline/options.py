@@ -44,14 +44,18 @@ class Part(click.ParamType):  # type: ignore[type-arg]  # generic in new version
 
 
 class Keep(click.ParamType):  # type: ignore[type-arg]  # generic in new versions of click only
-    """all, cls, or a number of patches."""
+    """all, cls, or a number of patches and which."""
 
-    name = "all|cls|N"
+    name = "all|cls|N|distinct:N"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
         """The value itself, checked."""
-        if value not in ("all", "cls") and not re.fullmatch(r"[1-9]\d*", str(value)):
-            self.fail(f"{value!r} is neither all, cls nor a number of patches above 0", param, ctx)
+        from index_store.settings import KeepRule
+
+        if KeepRule.read(str(value)) is None:
+            self.fail(
+                f"{value!r} is neither all, cls nor a number of patches above 0, such as 12 or distinct:12", param, ctx
+            )
         return str(value)
 
 

@@ -209,8 +209,9 @@ def show_info(info: StoreInfo, as_json: bool) -> None:
     table.add_row(
         "model", f"{settings.model.name} / {printable(settings.model.pretrained)}, {settings.model.compute_dtype}"
     )
-    places = ", with places" if settings.tokens.places else ""
-    table.add_row("tokens", "{} frames x {} x {}, {}{}".format(*settings.token_shape, settings.tokens.dtype, places))
+    kept = f", kept {settings.tokens.keep}" if settings.tokens.keeps_some else ""
+    kept += ", with places" if settings.tokens.places else ""
+    table.add_row("tokens", "{} frames x {} x {}, {}{}".format(*settings.token_shape, settings.tokens.dtype, kept))
     table.add_row("a video takes", size(settings.bytes_per_video))
     table.add_row("fingerprint", settings.fingerprint[:16])
     for number, vectors, factory in info.generations:

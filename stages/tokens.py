@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from index_store.records import VideoFeatures
-from index_store.settings import StoreSettings
+from index_store.settings import KeepRule, StoreSettings
 
 _INT8_MAX = 127
 _FLOAT16_END = 65520.0
@@ -29,7 +29,7 @@ def pack_features(
         return None
     num_frames, num_padded = len(rows), settings.sampling.frames
     frame_embeddings = rows[:, 0]
-    kept, places = choose_tokens(rows, settings.tokens.keep)
+    kept, places = choose_tokens(rows, settings.tokens.rule)
     scales: NDArray[np.float32] | None = None
     if settings.tokens.dtype == "int8":
         stored, scale = quantise(kept)
@@ -63,26 +63,36 @@ def pool(frame_embeddings: Tensor) -> Tensor:
     return normalize(normalize(frame_embeddings.double(), dim=-1).mean(dim=0), dim=-1).float()
 
 
-def keep_tokens(rows: Tensor, keep: str) -> Tensor:
-    """Tokens [n, 1 + kept, D]: all, the frame embedding only ("cls"), or with it the N patches closest to it ("N").
+def keep_tokens(rows: Tensor, rule: KeepRule) -> Tensor:
+    """Tokens [n, 1 + kept, D]: all, the frame embedding only, or with it the N patches that the rule asks for.
 
-    Closeness is the cosine between patch and frame embedding; the N patches stay in the order of the picture, and of
-    two equally close ones the first is kept.
+    "closest" are those with the highest cosine to the frame embedding, "distinct" those with the lowest to the mean of
+    the frame's unit-length patches. They stay in the order of the picture; of two equal ones the first is kept.
     """
-    return choose_tokens(rows, keep)[0]
+    return choose_tokens(rows, rule)[0]
 
 
-def choose_tokens(rows: Tensor, keep: str) -> tuple[Tensor, Tensor | None]:
-    """What ``keep_tokens`` keeps, and of "N" which of the tokens these are: int64 [n, 1 + N], 0 = frame embedding."""
-    if keep == "all":
+def choose_tokens(rows: Tensor, rule: KeepRule) -> tuple[Tensor, Tensor | None]:
+    """What ``keep_tokens`` keeps, and of N patches which tokens these are: int64 [n, 1 + N], 0 = frame embedding."""
+    if rule.name == "all":
         return rows, None
-    if keep == "cls":
+    if rule.name == "cls":
         return rows[:, :1], None
-    frame, patches = rows[:, :1], rows[:, 1:]
-    closeness = (normalize(patches, dim=-1) * normalize(frame, dim=-1)).sum(dim=-1)
-    best = closeness.sort(dim=1, descending=True, stable=True).indices[:, : int(keep)].sort(dim=1).values
+    worth = _closeness(rows) if rule.name == "closest" else -_likeness(rows)
+    best = worth.sort(dim=1, descending=True, stable=True).indices[:, : rule.num_patches].sort(dim=1).values
     places = torch.cat([best.new_zeros(len(best), 1), best + 1], dim=1)
     return rows.gather(1, places.unsqueeze(-1).expand(-1, -1, rows.shape[-1])), places
+
+
+def _closeness(rows: Tensor) -> Tensor:
+    """Cosine of every patch with its frame embedding, [n, patches]."""
+    return (normalize(rows[:, 1:], dim=-1) * normalize(rows[:, :1], dim=-1)).sum(dim=-1)
+
+
+def _likeness(rows: Tensor) -> Tensor:
+    """Cosine of every patch with the mean patch of its frame, times that mean's length: float64 [n, patches]."""
+    patches = normalize(rows[:, 1:].double(), dim=-1)  # so that the order of a sum does not decide what is kept
+    return (patches * patches.mean(dim=1, keepdim=True)).sum(dim=-1)
 
 
 def quantise(tokens: Tensor) -> tuple[Tensor, Tensor]:

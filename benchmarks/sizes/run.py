@@ -33,8 +33,11 @@ from stages.tokens import pack_features
 
 NAME = "sizes.jsonl"
 METHODS = ("eercf", "late-interaction", TOKEN_BINDER)
+_KEPT = ("all", "24", "12", "4", "1", "cls", "distinct:24", "distinct:12", "distinct:4", "distinct:1")
 SETTINGS = tuple(
-    itertools.starmap(TokenSettings.new, itertools.product(("float16", "int8"), ("all", "24", "12", "4", "1", "cls")))
+    TokenSettings.new(dtype, keep)  # type: ignore[arg-type]
+    for dtype, keep in itertools.product(("float16", "int8"), _KEPT)
+    if dtype == "float16" or keep == "distinct:12" or not keep.startswith("distinct")
 )
 _AT_ONCE = 100
 

@@ -154,7 +154,7 @@ def follow_released_code(store: Store, reranker: Reranker, pretrained: str | Non
             f"--official: what {images.name} makes of missing frames depends on the video and is not stored; videos "
             f"with fewer than {store.settings.sampling.frames} frames are scored with zeros in their place"
         )
-    released.set_padding_frame(reranker, images, store.settings.tokens.keep, images.device)
+    released.set_padding_frame(reranker, images, store.settings.tokens.rule, images.device)
     return True, ""
 
 

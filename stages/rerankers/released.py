@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from index_store.errors import UsageError
+from index_store.settings import KeepRule
 from stages.models.clip import ClipModel
 from stages.rerankers.base import Reranker
 from stages.rerankers.ucofia import UcofiaHead
@@ -58,13 +59,13 @@ def needs_padding_frame(reranker: Reranker) -> bool:
     return hasattr(head, "padding_frame") and not isinstance(head, WtiHead)
 
 
-def set_padding_frame(reranker: Reranker, clip: ClipModel, keep: str, device: torch.device) -> None:
-    """Frames that are padding hold what the image tower makes of zeros; ``keep``: as TokenSettings has it."""
+def set_padding_frame(reranker: Reranker, clip: ClipModel, keep: KeepRule, device: torch.device) -> None:
+    """Frames that are padding hold what the image tower makes of zeros; ``keep``: the tokens kept of a frame."""
     head: Any = getattr(reranker, "scorer", None)
     head.padding_frame = _padding_frame(clip, keep).to(device)
 
 
-def _padding_frame(clip: ClipModel, keep: str) -> Tensor:
+def _padding_frame(clip: ClipModel, keep: KeepRule) -> Tensor:
     """Float32 [P, D]."""
     size = clip.architecture.image_size
     return keep_tokens(clip.encode_frames(torch.zeros(1, 3, size, size)), keep)[0]

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from index_store.errors import UsageError
+from index_store.settings import KeepRule
 from stages.models.clip import ClipModel
 from stages.models.text import word_mask
 from stages.preprocess import normalise
@@ -40,13 +41,13 @@ class TokenBinderModel(nn.Module):
         seed: int,
         start: TokenBinderWeights | None = None,
         precision: Precision = "float32",
-        keep: str | None = None,
+        keep: KeepRule | None = None,
         contrast: Contrast = "mean",
     ) -> None:
         """Start from the text tower of ``clip``, untrained: I_1 is its sentence and Delta is 0; or from ``start``.
 
         ``precision``: of the matrix products while the module is in training mode. ``keep``: the image tower
-        learns too, and these tokens of a frame are used, as TokenSettings names them. ``contrast``: the broad view's.
+        learns too, and these tokens of a frame are used. ``contrast``: the broad view's.
         """
         super().__init__()
         self._contrast = contrast
@@ -99,7 +100,7 @@ class TokenBinderModel(nn.Module):
     @property
     def keeps_some(self) -> bool:
         """Whether ``frame_tokens`` keeps some patches of a frame, and says which."""
-        return self._keep is not None and self._keep.isdecimal()
+        return self._keep is not None and self._keep.num_patches > 0
 
     def frame_tokens(self, pixels: Tensor) -> tuple[Tensor, Tensor | None]:
         """Tokens float32 [n, P, D] of unit length, row 0 the frame embedding, of uint8 pixels [n, 3, S, S].

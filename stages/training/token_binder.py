@@ -57,7 +57,7 @@ class TokenBinderObjective:
             gumbel=config.gumbel,
             hidden=max(64, settings.embed_dim // 4),
         )
-        keep = settings.tokens.keep if files else None
+        keep = settings.tokens.rule if files else None
         told = (config.precision, keep, config.contrast)
         self.module = TokenBinderModel(clip, fusion, config.seed, start, *told).to(self.device)
         self.frames = FrameReader(files, settings, self.device, self.ranks) if files else None

@@ -42,6 +42,7 @@ CHANGES: list[tuple[str, str, Any]] = [
     ("tokens", "dtype", "int8"),
     ("tokens", "keep", "cls"),
     ("tokens", "keep", "2"),
+    ("tokens", "keep", "distinct:2"),
 ]
 
 
@@ -84,7 +85,15 @@ def test_a_store_that_says_which_patches_it_keeps_differs_from_one_that_does_not
         PLACED_SETTINGS.require_same(INT8_SETTINGS, Path("store"))
 
 
-@pytest.mark.parametrize(("keep", "places"), [("all", None), ("cls", None), ("3", True)])
+def test_stores_of_another_rule_are_other_stores() -> None:
+    distinct = replace(PLACED_SETTINGS, tokens=TokenSettings.new("int8", "distinct:2"))
+    assert '"tokens.keep":"distinct:2","tokens.places":true' in distinct.canonical_json
+    assert distinct.bytes_per_video == PLACED_SETTINGS.bytes_per_video
+    with pytest.raises(FingerprintError, match=r"\(tokens\.keep: 2 here, distinct:2 asked\)"):
+        PLACED_SETTINGS.require_same(distinct, Path("store"))
+
+
+@pytest.mark.parametrize(("keep", "places"), [("all", None), ("cls", None), ("3", True), ("distinct:3", True)])
 def test_a_new_store_says_which_patches_it_keeps(keep: str, places: bool | None) -> None:
     assert TokenSettings.new("int8", keep) == TokenSettings("int8", keep, places)  # type: ignore[arg-type]
     assert TokenSettings("int8", keep).knows_places == (keep == "all")
@@ -112,7 +121,7 @@ def test_whole_numbers_and_their_floats_are_one_setting() -> None:
     assert changed("model", "mean", (1, 0, 0)).fingerprint == changed("model", "mean", (1.0, 0.0, 0.0)).fingerprint
 
 
-@pytest.mark.parametrize(("keep", "kept"), [("all", 50), ("cls", 1), ("7", 8), ("49", 50)])
+@pytest.mark.parametrize(("keep", "kept"), [("all", 50), ("cls", 1), ("7", 8), ("49", 50), ("distinct:7", 8)])
 def test_kept_tokens(keep: str, kept: int) -> None:
     assert TokenSettings("float16", keep).kept_tokens(50) == kept
 
@@ -140,7 +149,13 @@ def test_bytes_per_video_in_numbers() -> None:
         ("tokens", "dtype", "float32", "expected one of float16, int8"),
         ("tokens", "keep", "0", "'cls' or a number"),
         ("tokens", "keep", "some", "'cls' or a number"),
+        *(
+            ("tokens", "keep", f"distinct{rest}", "or 'distinct:12'")
+            for rest in ("", ":", ":0", ":x", ":-1", ": 2", ":2 ")
+        ),
+        ("tokens", "keep", "1" * 5000, "expected 'all'"),
         ("tokens", "keep", "5", "tiny gives 4 patches"),
+        ("tokens", "keep", "distinct:5", "keep is distinct:5, but tiny gives 4 patches"),
         ("tokens", "places", True, "places is True with keep 'all'"),
         ("tokens", "places", False, "places is False"),
     ],
@@ -158,7 +173,11 @@ def test_bad_fps_is_refused(fps: float) -> None:
 
 @pytest.mark.parametrize(
     "settings",
-    [SETTINGS, INT8_SETTINGS, PLACED_SETTINGS, replace(SETTINGS, sampling=SamplingSettings("fps", 3, fps=0.5))],
+    [
+        *(SETTINGS, INT8_SETTINGS, PLACED_SETTINGS),
+        replace(SETTINGS, tokens=TokenSettings.new("int8", "distinct:2")),
+        replace(SETTINGS, sampling=SamplingSettings("fps", 3, fps=0.5)),
+    ],
 )
 def test_settings_come_back_from_the_file(tmp_path: Path, settings: StoreSettings) -> None:
     write_settings(tmp_path / "tbpipe.toml", settings)

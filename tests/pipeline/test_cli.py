@@ -159,7 +159,9 @@ def test_parts_together_make_the_whole(clips: Path, run: Run, tmp_path: Path) ->
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("options", [("--token-dtype", "int8"), ("--keep-tokens", "cls"), ("--keep-tokens", "8")])
+@pytest.mark.parametrize(
+    "options", [("--token-dtype", "int8"), ("--keep-tokens", "cls"), ("--keep-tokens", "distinct:8")]
+)
 def test_smaller_tokens_make_a_smaller_store_that_answers(
     clips: Path, run: Run, tmp_path: Path, finished_store: Path, options: tuple[str, str]
 ) -> None:
@@ -167,7 +169,7 @@ def test_smaller_tokens_make_a_smaller_store_that_answers(
     assert run("extract", clips, "--store", store, *SMALL, *options).code == 0
     assert run("index", "--store", store).code == 0
     assert run("search", "--store", store, "a blue square").code == 0
-    if options[1] == "8":  # it says which, so the weights that ship take them
+    if options[1] == "distinct:8":  # it says which, so the weights that ship take them
         assert run("search", "--store", store, "--method", "token-binder", "a blue square").code == 0
     whole = run("info", "--store", finished_store, "--json").json["bytes"]["shards"]
     assert run("info", "--store", store, "--json").json["bytes"]["shards"] < 0.7 * whole
@@ -188,6 +190,7 @@ def test_k_larger_than_the_corpus_ranks_everything(clips: Path, finished_store: 
         (("--frames", "many"), "--frames"),
         (("--shard", "5/4"), "write i/n"),
         (("--keep-tokens", "some"), "neither all, cls nor a number"),
+        (("--keep-tokens", "distinct:0"), "such as 12 or distinct:12"),
         (("--commit-bytes", "much"), "512M"),
         (("--device", "tpu"), "use auto, cpu, cuda or cuda:N"),
         (("--device", "cuda:0,gpu"), "use auto, cpu, cuda or cuda:N"),

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from index_store.errors import UsageError
+from index_store.settings import KeepRule
 from stages.models import MODELS, load_model
 from stages.models.clip import ClipModel
 from stages.models.weights import write_weights
@@ -37,7 +38,7 @@ def pixels(clip: ClipModel) -> Tensor:
 
 def learner(clip: ClipModel, keep: str) -> TokenBinderModel:
     config = FusionConfig(clip.architecture.embed_dim, 0)
-    return TokenBinderModel(clip, config, 0, keep=keep).requires_grad_().train()
+    return TokenBinderModel(clip, config, 0, keep=KeepRule.read(keep)).requires_grad_().train()
 
 
 def videos_of(model: TokenBinderModel, pixels: Tensor, at_once: int, num_tokens: int) -> FrameVideos:
@@ -47,9 +48,11 @@ def videos_of(model: TokenBinderModel, pixels: Tensor, at_once: int, num_tokens:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("keep", ["all", "cls", "5"])
+@pytest.mark.parametrize("keep", ["all", "cls", "5", "distinct:5"])
 def test_tokens_and_pooled_are_what_extract_would_store(clip: ClipModel, pixels: Tensor, keep: str) -> None:
-    rows, where = choose_tokens(clip.encode_frames(pixels), keep)
+    rule = KeepRule.read(keep)
+    assert rule is not None
+    rows, where = choose_tokens(clip.encode_frames(pixels), rule)
     videos = videos_of(learner(clip, keep), pixels, 3, rows.shape[1])
     found, places = videos.tokens(np.array([[2, 0]]))
     for video, frames in enumerate(rows.split(LENGTHS)):

@@ -158,10 +158,18 @@ def weights(num_places: int, keep: str) -> TokenBinderWeights:
 
 @pytest.mark.parametrize(
     ("num_places", "keep", "fits"),
-    [(6, "all", {"all", "placed"}), (6, "2", {"all", "placed"}), (0, "2", {"placed", "earlier"}), (0, "cls", {"cls"})],
+    [
+        (6, "all", {"all", "placed", "distinct"}),
+        (6, "2", {"all", "placed", "distinct"}),
+        (6, "distinct:2", {"all", "placed", "distinct"}),
+        (0, "2", {"placed", "earlier"}),
+        (0, "distinct:2", {"distinct"}),
+        (0, "cls", {"cls"}),
+    ],
 )
 def test_weights_that_know_places_fit_every_store_that_does(num_places: int, keep: str, fits: set[str]) -> None:
     kinds = {"all": SETTINGS, "placed": PLACED, "earlier": settings_with(keep="2"), "cls": settings_with(keep="cls")}
+    kinds["distinct"] = replace(SETTINGS, tokens=TokenSettings.new("float16", "distinct:2"))
     ours = weights(num_places, keep)
     for name, settings in kinds.items():
         if name in fits:
@@ -208,4 +216,6 @@ def test_extract_makes_a_store_with_places_and_goes_on_as_a_store_is() -> None:
         assert _tokens(replace(asked, keep_tokens=keep), PLACED) == PLACED.tokens
     other = replace(earlier, tokens=_tokens(replace(asked, keep_tokens="3"), earlier))
     assert earlier.differences(other) == ["tokens.keep: 2 here, 3 asked"]
+    other = replace(earlier, tokens=_tokens(replace(asked, keep_tokens="distinct:2"), earlier))
+    assert earlier.differences(other) == ["tokens.keep: 2 here, distinct:2 asked"]
     assert _tokens(replace(asked, keep_tokens="all"), PLACED) == TokenSettings("float16", "all")

@@ -5,13 +5,19 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
-from index_store.settings import ModelSettings, SamplingSettings, StoreSettings, TokenSettings
-from stages.tokens import keep_tokens, pack_features, pool, quantise
+from index_store.settings import KeepRule, ModelSettings, SamplingSettings, StoreSettings, TokenSettings
+from stages.tokens import choose_tokens, keep_tokens, pack_features, pool, quantise
 
 
 def settings(keep: str = "all", dtype: str = "float16", frames: int = 4) -> StoreSettings:
     model = ModelSettings("m", "p", "0" * 64, 8, 5, 32, (0.5,) * 3, (0.5,) * 3, "bicubic", "shortest", "float32")
     return StoreSettings(model, SamplingSettings("uniform", frames), TokenSettings(dtype, keep))  # type: ignore[arg-type]
+
+
+def kept(rows: torch.Tensor, keep: str) -> torch.Tensor:
+    rule = KeepRule.read(keep)
+    assert rule is not None
+    return keep_tokens(rows, rule)
 
 
 def rows(num_frames: int = 3) -> torch.Tensor:
@@ -39,17 +45,41 @@ def test_keep_takes_the_patches_closest_to_the_frame_in_picture_order() -> None:
     frame = torch.tensor([1.0, 0.0])
     patches = torch.tensor([[0.0, 1.0], [5.0, 0.0], [-1.0, 0.0], [1.0, 0.1]])
     given = torch.cat([frame[None], patches])[None]
-    kept = keep_tokens(given, "2")
-    torch.testing.assert_close(kept, torch.stack([frame, patches[1], patches[3]])[None])
-    assert keep_tokens(given, "cls").shape == (1, 1, 2)
-    assert keep_tokens(given, "all") is given
+    torch.testing.assert_close(kept(given, "2"), torch.stack([frame, patches[1], patches[3]])[None])
+    assert kept(given, "cls").shape == (1, 1, 2)
+    assert kept(given, "all") is given
 
 
 def test_of_equally_close_patches_the_first_is_kept() -> None:
     given = torch.ones(1, 6, 3)
     given[0, 1:, 0] = torch.arange(1.0, 6.0) * 0 + 1
     given[0, 4, :] = 2.0  # the same direction
-    assert keep_tokens(given, "1")[0, 1].tolist() == [1.0, 1.0, 1.0]
+    assert kept(given, "1")[0, 1].tolist() == [1.0, 1.0, 1.0]
+
+
+def test_distinct_takes_the_patches_farthest_from_the_mean_patch_of_their_own_frame() -> None:
+    common, rare, long = torch.tensor([0.0, 1.0, 0.0]), torch.tensor([1.0, 0.0, 0.0]), torch.tensor([0.0, 1.0, 0.5])
+    first = torch.stack([rare, common, common, long * 100, rare * 0.01, common])  # lengths do not count
+    second = torch.stack([common, rare, rare, rare, common, rare])  # what is rare differs from frame to frame
+    assert torch.equal(
+        kept(torch.stack([first, second]), "distinct:2")[0], torch.stack([rare, long * 100, rare * 0.01])
+    )
+    found, places = choose_tokens(torch.stack([first, second]), KeepRule("distinct", 1))
+    assert places is not None
+    assert places.tolist() == [[0, 4], [0, 4]]
+    assert torch.equal(found[1], torch.stack([common, common]))
+    assert torch.equal(kept(first[None], "distinct:5"), first[None])
+
+
+def test_of_equally_distinct_patches_the_first_is_kept() -> None:
+    one, other = [1.0, 0.0], [0.0, 1.0]
+    given = torch.tensor([[one, one, one, other, other, one, other]])
+    for rule, expected in (("distinct:1", [0, 1]), ("distinct:4", [0, 1, 2, 3, 4])):
+        found = KeepRule.read(rule)
+        assert found is not None
+        places = choose_tokens(given, found)[1]
+        assert places is not None
+        assert places.tolist() == [expected]
 
 
 def test_int8_is_within_half_a_step_and_keeps_zero_tokens() -> None:
