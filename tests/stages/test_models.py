@@ -10,12 +10,14 @@ from typing import Any
 
 import pytest
 import torch
+from open_clip.transformer import QuickGELU
 from torch.nn.functional import cosine_similarity, normalize
 from torchvision.transforms.functional import resize
 
 from index_store.errors import InputError, UsageError
 from stages.models import MODELS, load_model, model_names
 from stages.models.clip import ClipModel, choose_device, choose_dtype, has_native_bfloat16
+from stages.models.quick_gelu import quick_gelu
 from stages.models.weights import unfilled
 from stages.preprocess import normalise
 from tests.stages.model_files import TINY, reference_model, save_folder, save_state
@@ -154,6 +156,12 @@ def test_quick_gelu_follows_the_configuration(tmp_path: Path) -> None:
     pixels = normalise(some_pixels(2), (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
     assert torch.equal(quick.encode_frames(pixels)[:, 0], reference.encode_image(pixels))
     assert not torch.allclose(quick.encode_frames(pixels)[:, 0], reference_model().encode_image(pixels), atol=1e-3)
+    drawn = torch.randn(64, requires_grad=True)
+    with torch.no_grad():
+        alone = quick_gelu(drawn)
+    assert torch.equal(alone, quick_gelu(drawn))  # two ways: gradients need what the other one overwrites
+    (slope,) = torch.autograd.grad(quick_gelu(drawn).sum(), drawn)
+    assert torch.allclose(slope, torch.autograd.grad(QuickGELU()(drawn).sum(), drawn)[0])
 
 
 def test_average_pooled_towers_have_patches_too(tmp_path: Path) -> None:
