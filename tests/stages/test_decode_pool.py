@@ -302,7 +302,7 @@ def test_closing_is_quick_whatever_the_workers_do(clip: Path) -> None:
         assert state(next(results)) == "ok"
         before = time.monotonic()
         pool.close()
-        assert time.monotonic() - before < 60  # they would hang for 1,000 s
+        assert time.monotonic() - before < 2
         with pytest.raises(RuntimeError, match="closed"):
             next(results)
 

@@ -353,8 +353,7 @@ def test_memory_does_not_grow_with_the_tokens_of_the_corpus_nor_with_pairs(tmp_p
     peaks = [
         peak_memory(both_ways, store.directory, num_texts) for store, num_texts in ((few, 60), (many, 60), (few, 600))
     ]
-    # The tokens of the many videos alone are 29 MB, and of two equal runs one took 10 MB more than the other.
-    assert max(peaks) < min(peaks) + (20 << 20), peaks
+    assert max(peaks) < min(peaks) + (10 << 20), peaks  # of the many videos the tokens alone are 29 MB
 
 
 def both_ways(directory: Path, num_texts: int) -> None:

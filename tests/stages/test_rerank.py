@@ -215,8 +215,7 @@ def test_memory_does_not_grow_with_corpus_or_queries(tmp_path: Path) -> None:
     build_index(many)
     asked = ((few, 30), (many, 30), (few, 300))
     peaks = [peak_memory(rerank_all, store.directory, num_queries) for store, num_queries in asked]
-    # The tokens of the many videos alone are 29 MB, and of two equal runs one may take 10 MB more than the other.
-    assert max(peaks) < min(peaks) + (20 << 20), peaks
+    assert max(peaks) < min(peaks) + (10 << 20), peaks  # of the many videos the tokens alone are 29 MB
 
 
 def rerank_all(directory: Path, num_queries: int) -> None:
